@@ -1,0 +1,44 @@
+# kunlun: `make demo` and `make test` create what they need on a fresh machine.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH ?= torch==2.13.0
+
+.PHONY: help demo test lint proto bench system-deps install clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create the virtual environment with everything for development
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## train, export, compile, serve and rank; DATA=path takes a Metarank-format log
+	$(BIN)/kunlun demo $(if $(DATA),--data '$(DATA)')
+
+test: $(STAMP) lint ## lint, then every test, fast ones first
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff, mypy --strict, buf
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+
+proto: $(STAMP) ## regenerate the stubs of kunlun.v1 from proto/
+	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. kunlun/v1/*.proto
+
+bench: $(STAMP) ## scoreboard rows: make bench ROW=S1
+	$(BIN)/python -m loadtest.scoreboard $(if $(ROW),--row $(ROW))
+
+system-deps: ## the few Debian packages that some tests use (needs root)
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus
+
+clean: ## remove the virtual environment and everything generated
+	rm -rf $(VENV) runs .demo dist build

@@ -1,0 +1,363 @@
+"""Records → what the graphs take: table rows, normalised numbers, padded histories.
+
+Owns the only mapping from keys to embedding rows and from raw numbers to normalised ones, for
+training and serving alike. `FeatureEncoder` is built from the schema, the statistics and
+vocabularies fitted on training data (`FeatureStats`), and is torch-free. Embedding *rows* are
+gathered outside the graphs: `gather` here over memory-mapped tables (serving), `nn.Embedding` over
+the same row numbers in training.
+
+Cost: one `searchsorted` per vocabulary feature and column; nothing is done per candidate in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.hashing import MISSING_KEY, bucket_of, keys_of
+from model.history import ages_s, newest_event_ms
+from model.records import ITEM, Records
+from model.schema import Derived, EventType, Feature, FeatureKind, HashBuckets, Schema
+
+PAD_ROW = -1
+"""Filler of multi-valued slots: no value here (row 0 means: a value the model does not know)."""
+
+USER, CONTEXT, ITEMS = "user", "context", "item"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One embedded feature of a group: `width` output columns, the mean of up to `values` table rows."""
+
+    feature: str
+    table: str
+    width: int
+    values: int = 1
+
+
+@dataclass(frozen=True)
+class GroupLayout:
+    """What one group of features becomes: embedded slots side by side, then dense columns."""
+
+    name: str
+    slots: tuple[Slot, ...]
+    dense: tuple[str, ...]
+
+    @property
+    def embedded_width(self) -> int:
+        return sum(slot.width for slot in self.slots)
+
+    @property
+    def index_width(self) -> int:
+        return sum(slot.values for slot in self.slots)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded group: `rows` int32 [N, index_width] table rows, `dense` float32 [N, len(dense)]."""
+
+    rows: NDArray[np.int32]
+    dense: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class EncodedHistory:
+    """One event type's histories, padded to T: events [U, T, …], `age_s` float32 [U, T], `lengths` int64 [U]."""
+
+    events: Encoded
+    age_s: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FeatureStats:
+    """What was fitted on training data.
+
+    `moments`: mean and deviation per dense numeric feature, keyed `group.feature` (after log1p).
+    `boundaries`: cut points per bucketed feature. `vocabularies`: sorted int64 keys per table; the
+    key at position i owns row i + 1.
+    """
+
+    moments: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    boundaries: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    vocabularies: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Moments and boundaries; vocabularies are stored as arrays beside it."""
+        return {
+            "moments": {k: list(v) for k, v in self.moments.items()},
+            "boundaries": {k: list(v) for k, v in self.boundaries.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], vocabularies: Mapping[str, NDArray[np.int64]]) -> FeatureStats:
+        return cls(
+            {k: (float(v[0]), float(v[1])) for k, v in data["moments"].items()},
+            {k: tuple(map(float, v)) for k, v in data["boundaries"].items()},
+            vocabularies,
+        )
+
+
+class FeatureLayout:
+    """Group layouts and table sizes, from the schema alone (sizes of vocabularies need the stats)."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.bucket_tables: dict[str, int] = {}
+        user_slots: list[Slot] = []
+        if schema.user_id_table is not None:
+            user_slots.append(Slot("user_id", schema.user_id_table, schema.tables[schema.user_id_table].width))
+        self.user = self._group(USER, schema.user, user_slots, [f"{e.name}_count" for e in schema.events])
+        self.context = self._group(CONTEXT, schema.context)
+        item_slot = Slot(ITEM, schema.item.table, schema.tables[schema.item.table].width)
+        self.item = self._group(ITEMS, schema.item_features, [item_slot])
+        self.events = {e.name: self._group(e.name, e.attributes, [item_slot], ["log_age"]) for e in schema.events}
+
+    def _group(
+        self, name: str, features: Sequence[Feature], slots: Sequence[Slot] = (), dense: Sequence[str] = ()
+    ) -> GroupLayout:
+        slots, dense = list(slots), list(dense)
+        for f in features:
+            if f.is_dense:
+                dense.append(f.name)
+            elif f.buckets is not None:
+                table = f"{name}.{f.name}"
+                self.bucket_tables[table] = f.buckets.width
+                slots.append(Slot(f.name, table, f.buckets.width))
+            else:
+                assert f.table is not None
+                many = f.max_values if f.kind is FeatureKind.MULTI else 1
+                slots.append(Slot(f.name, f.table, self.schema.tables[f.table].width, many))
+        return GroupLayout(name, tuple(slots), tuple(dense))
+
+    def groups(self) -> dict[str, GroupLayout]:
+        """All groups by name."""
+        return {g.name: g for g in (self.user, self.context, self.item, *self.events.values())}
+
+    def table_widths(self) -> dict[str, int]:
+        """Embedding width of every table that is used."""
+        return {slot.table: slot.width for group in self.groups().values() for slot in group.slots}
+
+
+class FeatureEncoder:
+    """Encodes records of every group. Immutable; safe to share between threads."""
+
+    def __init__(self, schema: Schema, stats: FeatureStats) -> None:
+        self.schema, self.stats = schema, stats
+        self.layout = FeatureLayout(schema)
+
+    def table_rows(self) -> dict[str, int]:
+        """Number of rows of every table, row 0 (unknown or missing) included."""
+        sizes = {}
+        for name in self.layout.table_widths():
+            if name in self.layout.bucket_tables:
+                sizes[name] = len(self.stats.boundaries[name]) + 2
+            elif isinstance(encoding := self.schema.tables[name].encoding, HashBuckets):
+                sizes[name] = encoding.buckets + 1
+            else:
+                sizes[name] = len(self.stats.vocabularies[name]) + 1
+        return sizes
+
+    def lookup(self, table: str, keys: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Rows of keys of any shape; row 0 for unknown and missing ones."""
+        encoding = self.schema.tables[table].encoding
+        if isinstance(encoding, HashBuckets):
+            return bucket_of(keys, encoding.buckets).astype(np.int32)
+        vocabulary = self.stats.vocabularies[table]
+        if not len(vocabulary):
+            return np.zeros(keys.shape, dtype=np.int32)
+        at = np.minimum(np.searchsorted(vocabulary, keys), len(vocabulary) - 1)
+        return np.where(vocabulary[at] == keys, at + 1, 0).astype(np.int32)
+
+    def encode_users(self, records: Records, user_keys: NDArray[np.int64], counts: NDArray[np.int64]) -> Encoded:
+        """Users: feature records [U], user id keys [U], history lengths per event type [U, E] (after the cap)."""
+        lead = [self.lookup(self.schema.user_id_table, user_keys)[:, None]] if self.schema.user_id_table else []
+        return self._encode(self.layout.user, self.schema.user, records, lead, [np.log1p(counts).astype(np.float32)])
+
+    def encode_context(self, records: Records, request_ms: NDArray[np.int64], newest_ms: NDArray[np.int64]) -> Encoded:
+        """Contexts: records [R], request times [R], time of the newest event per request (-1: none) [R]."""
+        derived = {f.name: _derived(f.derived, request_ms, newest_ms) for f in self.schema.context if f.derived is not None}
+        return self._encode(self.layout.context, self.schema.context, records, derived=derived)
+
+    def encode_items(self, keys: NDArray[np.int64], records: Records) -> Encoded:
+        """Candidates: item keys [C] and their feature records [C]."""
+        lead = [self.lookup(self.schema.item.table, keys)[:, None]]
+        return self._encode(self.layout.item, self.schema.item_features, records, lead)
+
+    def encode_histories(
+        self, event: EventType, histories: Sequence[Records], newest_ms: Sequence[int | None], length: int
+    ) -> EncodedHistory:
+        """Histories of one event type, padded at the end to `length`; relative to each user's newest event."""
+        layout, count = self.layout.events[event.name], len(histories)
+        lengths = np.fromiter((len(h) for h in histories), dtype=np.int64, count=count)
+        rows = np.zeros((count, length, layout.index_width), dtype=np.int32)
+        dense = np.zeros((count, length, len(layout.dense)), dtype=np.float32)
+        age = np.zeros((count, length), dtype=np.float32)
+        if lengths.sum():
+            packed = np.concatenate([h for h in histories if len(h)])
+            packed_age = np.concatenate(
+                [ages_s(h, newest) for h, newest in zip(histories, newest_ms, strict=True) if len(h) and newest is not None]
+            )
+            lead = [self.lookup(self.schema.item.table, packed[ITEM])[:, None]]
+            encoded = self._encode(layout, event.attributes, packed, lead, [np.log1p(packed_age)[:, None] / 10])
+            valid = np.arange(length)[None, :] < lengths[:, None]
+            rows[valid], dense[valid], age[valid] = encoded.rows, encoded.dense, packed_age
+        return EncodedHistory(Encoded(rows, dense), age, lengths)
+
+    @staticmethod
+    def newest_ms(histories: list[Records]) -> int | None:
+        """Time of the newest event over all event types of one user."""
+        return newest_event_ms(histories)
+
+    def _encode(
+        self,
+        layout: GroupLayout,
+        features: Sequence[Feature],
+        records: Records,
+        lead_rows: Sequence[NDArray[np.int32]] = (),
+        lead_dense: Sequence[NDArray[np.float32]] = (),
+        derived: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> Encoded:
+        rows, dense = list(lead_rows), list(lead_dense)
+        for f in features:
+            column = derived[f.name] if derived and f.name in derived else records[f.name]
+            key = f"{layout.name}.{f.name}"
+            if f.is_dense:
+                dense.append(self._normalise(key, f, column)[:, None])
+            elif f.buckets is not None:
+                cut = np.searchsorted(self.stats.boundaries[key], column, side="right") + 1
+                rows.append(np.where(np.isnan(column), 0, cut).astype(np.int32)[:, None])
+            else:
+                assert f.table is not None
+                found = self.lookup(f.table, np.asarray(column, dtype=np.int64))
+                if f.kind is FeatureKind.MULTI:
+                    found = np.where(column == MISSING_KEY, np.int32(PAD_ROW), found)
+                rows.append(found if found.ndim == 2 else found[:, None])
+        count = len(records)
+        return Encoded(
+            np.concatenate(rows, axis=1) if rows else np.zeros((count, 0), np.int32),
+            np.concatenate(dense, axis=1) if dense else np.zeros((count, 0), np.float32),
+        )
+
+    def _normalise(self, key: str, f: Feature, column: NDArray[np.float32]) -> NDArray[np.float32]:
+        mean, deviation = self.stats.moments[key]
+        with np.errstate(invalid="ignore"):
+            value = np.log1p(np.maximum(column, 0)) if f.log1p else column
+        scaled = ((value - mean) / deviation).astype(np.float32)
+        return np.clip(np.nan_to_num(scaled, nan=0.0), -8, 8)
+
+
+def gather(layout: GroupLayout, rows: NDArray[np.int32], tables: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Embedded columns float32 [..., embedded_width] of table rows int32 [..., index_width]."""
+    out = np.empty((*rows.shape[:-1], layout.embedded_width), dtype=np.float32)
+    column = index = 0
+    for slot in layout.slots:
+        target = out[..., column : column + slot.width]
+        part = rows[..., index : index + slot.values]
+        if slot.values == 1:
+            target[...] = tables[slot.table][part[..., 0]]
+        else:
+            valid = (part != PAD_ROW)[..., None]
+            total = np.where(valid, tables[slot.table][np.maximum(part, 0)], np.float32(0)).sum(axis=-2, dtype=np.float32)
+            target[...] = total / np.maximum(valid.sum(axis=-2), 1).astype(np.float32)
+        column, index = column + slot.width, index + slot.values
+    return out
+
+
+def _derived(kind: Derived, request_ms: NDArray[np.int64], newest_ms: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Derived context feature, float32 [R]; times in UTC."""
+    seconds = request_ms // 1000
+    if kind is Derived.HOUR_OF_DAY:
+        return (seconds // 3600 % 24).astype(np.float32)
+    if kind is Derived.DAY_OF_WEEK:
+        return ((seconds // 86_400 + 3) % 7).astype(np.float32)
+    elapsed = np.maximum(request_ms - newest_ms, 0) / 1000.0
+    return np.where(newest_ms < 0, np.nan, elapsed).astype(np.float32)
+
+
+def fit_stats(
+    schema: Schema,
+    *,
+    users: Records,
+    user_keys: NDArray[np.int64],
+    contexts: Records,
+    request_ms: NDArray[np.int64],
+    newest_ms: NDArray[np.int64],
+    items: Records,
+    item_keys: NDArray[np.int64],
+    events: Mapping[str, Records],
+) -> FeatureStats:
+    """Fit moments, boundaries and vocabularies on training records.
+
+    `item_keys` is every item shown in training (with repeats: counts decide `min_count`), `items` the
+    item table. Keys of histories count for the item vocabulary as well.
+    """
+    moments: dict[str, tuple[float, float]] = {}
+    boundaries: dict[str, tuple[float, ...]] = {}
+    seen: dict[str, list[NDArray[np.int64]]] = {name: [] for name in schema.tables}
+    seen[schema.item.table] += [item_keys, *(e[ITEM] for e in events.values())]
+    if schema.user_id_table is not None:
+        seen[schema.user_id_table].append(user_keys)
+    derived = {f.name: _derived(f.derived, request_ms, newest_ms) for f in schema.context if f.derived is not None}
+    groups: list[tuple[str, Sequence[Feature], Records]] = [
+        (USER, schema.user, users),
+        (CONTEXT, schema.context, contexts),
+        (ITEMS, schema.item_features, items),
+    ]
+    groups += [(e.name, e.attributes, events[e.name]) for e in schema.events]
+    for group, features, records in groups:
+        for f in features:
+            key, column = f"{group}.{f.name}", derived[f.name] if f.name in derived and group == CONTEXT else records[f.name]
+            if f.kind is not FeatureKind.NUMERIC:
+                assert f.table is not None
+                seen[f.table].append(np.asarray(column, dtype=np.int64).reshape(-1))
+                continue
+            present = column[~np.isnan(column)].astype(np.float64)
+            if f.buckets is not None:
+                boundaries[key] = f.buckets.boundaries or _quantiles(present, f.buckets.quantiles or 2)
+            else:
+                present = np.log1p(np.maximum(present, 0)) if f.log1p else present
+                deviation = float(present.std()) if len(present) else 0.0
+                moments[key] = (float(present.mean()) if len(present) else 0.0, deviation if deviation > 1e-6 else 1.0)
+    vocabularies = {
+        name: _vocabulary(seen[name], table.encoding.min_count, table.encoding.max_size)
+        for name, table in schema.tables.items()
+        if not isinstance(table.encoding, HashBuckets)
+    }
+    return FeatureStats(moments, boundaries, vocabularies)
+
+
+def _quantiles(values: NDArray[np.float64], count: int) -> tuple[float, ...]:
+    if not len(values):
+        return (0.0,)
+    return tuple(float(v) for v in np.unique(np.quantile(values, np.arange(1, count) / count)))
+
+
+def _vocabulary(columns: Sequence[NDArray[np.int64]], min_count: int, max_size: int) -> NDArray[np.int64]:
+    keys = np.concatenate(columns) if columns else np.empty(0, np.int64)
+    unique, counts = np.unique(keys[keys != MISSING_KEY], return_counts=True)
+    unique, counts = unique[counts >= min_count], counts[counts >= min_count]
+    if len(unique) > max_size:
+        unique = np.sort(unique[np.argsort(-counts, kind="stable")[:max_size]])
+    return unique
+
+
+__all__ = [
+    "Encoded",
+    "EncodedHistory",
+    "FeatureEncoder",
+    "FeatureLayout",
+    "FeatureStats",
+    "GroupLayout",
+    "Slot",
+    "fit_stats",
+    "gather",
+    "keys_of",
+]

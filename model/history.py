@@ -1,0 +1,42 @@
+"""Which events a ranking request sees: one rule, applied offline and online.
+
+The store keeps a user's events of one type in *arrival* order. A request reads the newest
+`read_window(cap)` arrivals, orders them by event time (ties keep arrival order) and keeps the last
+`cap`. Offline preparation applies the same two functions to the events that had arrived before the
+request, so both sides build identical histories, late and disordered arrivals included.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.records import ARRIVAL_MS, TIME_MS, Records
+
+
+def read_window(cap: int) -> int:
+    """Arrivals to read so that moderate disorder cannot push a newer event out of the newest `cap`."""
+    return cap + max(8, cap // 4)
+
+
+def select_history(arrivals: Records, cap: int) -> Records:
+    """The newest `cap` events by event time, oldest first, among the newest arrivals [N] → [≤ cap]."""
+    window = arrivals[-read_window(cap) :]
+    order = np.argsort(window[TIME_MS], kind="stable")
+    return window[order][-cap:]
+
+
+def arrived_before(arrivals: Records, time_ms: int) -> Records:
+    """The prefix of an arrival-ordered history that had arrived strictly before `time_ms`."""
+    return arrivals[: int(np.searchsorted(arrivals[ARRIVAL_MS], time_ms, side="left"))]
+
+
+def newest_event_ms(histories: list[Records]) -> int | None:
+    """Time of the newest event of all given histories, None if they are all empty."""
+    newest = [int(h[TIME_MS].max()) for h in histories if len(h)]
+    return max(newest) if newest else None
+
+
+def ages_s(history: Records, newest_ms: int) -> NDArray[np.float32]:
+    """Age in seconds relative to the newest event of the user's histories, ≥ 0, float32 [T]."""
+    return ((newest_ms - history[TIME_MS]) / 1000.0).astype(np.float32)

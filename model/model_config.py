@@ -1,0 +1,124 @@
+"""Hyper-parameters of a Kunlun model in the `user_split` wiring. Torch-free; stored in the manifest.
+
+Names follow the paper (arXiv:2602.10016) where it has one. Layers are counted from 0: even layers
+run GDPA-PFFN and HSP, odd layers run self-attention and reuse the last summary (CompSkip).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from model.config import StrictModel, load_yaml
+
+PRESETS = Path(__file__).parent / "presets"
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Activation(StrEnum):
+    """GDPA activations; all map 0 to 0. `fast_gelu` is the tanh form."""
+
+    RAW = "raw"
+    RELU = "relu"
+    LEAKY_RELU = "leaky_relu"
+    RELU_SQUARE = "relu_square"
+    GELU = "gelu"
+    FAST_GELU = "fast_gelu"
+    SILU = "silu"
+    HARDSWISH = "hardswish"
+
+
+class ScalePreset(StrEnum):
+    """Where GDPA scales its scores (three readings of the sources; see `kernels/gdpa/reference.py`)."""
+
+    PAPER = "paper"
+    KERNEL = "kernel"
+    PAPER_GAIN = "paper+gain"
+
+
+class TowerConfig(StrictModel):
+    """One event type's tower (event-level personalization)."""
+
+    width: Positive
+    heads: Positive
+    n_seeds: Positive
+    n_tokens: Positive
+    kronecker_rank: Positive
+    window: Positive
+    layers: Positive
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> TowerConfig:
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ValueError(
+                f"width {self.width} must be heads ({self.heads}) times a multiple of 4: rotary pairs for position and time"
+            )
+        if self.n_seeds <= self.n_tokens:
+            raise ValueError(f"n_seeds {self.n_seeds} must exceed n_tokens {self.n_tokens} (HSP starts overcomplete)")
+        return self
+
+
+class WukongConfig(StrictModel):
+    """Global Interaction of the user stream: Wukong experts over a partition of the tokens."""
+
+    experts: Positive
+    fm_rank: Positive
+    hidden: Positive
+
+
+class CandidateStreamConfig(StrictModel):
+    """The per-candidate stream in large-product form: gated experts over flattened tokens."""
+
+    tokens: Positive
+    width: Positive
+    hidden: Positive
+    experts: Positive = 1
+    head_hidden: Positive
+
+
+class ModelConfig(StrictModel):
+    """A whole model. `towers` names event types; `default_tower` serves those not named."""
+
+    variant: Literal["user_split"] = "user_split"
+    width: Positive
+    user_tokens: Positive
+    n_kv: Positive
+    layers: Positive
+    state_tokens: Positive
+    activation: Activation | tuple[Activation, ...] = Activation.FAST_GELU
+    scale: ScalePreset = ScalePreset.PAPER_GAIN
+    default_tower: TowerConfig
+    towers: dict[str, TowerConfig] = Field(default_factory=dict)
+    user_interaction: WukongConfig
+    candidate: CandidateStreamConfig
+    time_scale_s: Annotated[float, Field(gt=0)] = 3600.0
+
+    @model_validator(mode="after")
+    def _no_dead_compute(self) -> ModelConfig:
+        for name, tower in [("default_tower", self.default_tower), *((f"towers.{n}", t) for n, t in self.towers.items())]:
+            if tower.layers > self.layers:
+                raise ValueError(f"{name}: layers {tower.layers} exceeds the model's {self.layers}")
+            if tower.layers % 2 == 0:
+                raise ValueError(
+                    f"{name}: layers {tower.layers} is even, so the output of its last self-attention would never be read; "
+                    f"use {tower.layers - 1} or {tower.layers + 1}"
+                )
+            if isinstance(self.activation, tuple) and len(self.activation) != tower.heads:
+                raise ValueError(f"activation: {len(self.activation)} given, {name} has {tower.heads} heads")
+        if self.user_tokens % self.user_interaction.experts:
+            raise ValueError(
+                f"user_tokens {self.user_tokens} must be a multiple of user_interaction.experts {self.user_interaction.experts}"
+            )
+        return self
+
+    def tower(self, event: str) -> TowerConfig:
+        """The tower of an event type."""
+        return self.towers.get(event, self.default_tower)
+
+
+def load_preset(name: str) -> ModelConfig:
+    """A shipped configuration: `tiny` (tests) or `small` (public data)."""
+    return load_yaml(ModelConfig, PRESETS / f"{name}.yaml")

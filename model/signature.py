@@ -1,0 +1,106 @@
+"""Names and shapes of the tensors that enter and leave the two graphs.
+
+The contract between exporter, engines and scheduler: nobody spells a tensor name anywhere else.
+Symbolic sizes: `U` users (states to encode), `T_<event>` padded history length, `R` requests,
+`C` candidates.
+
+``encode_user``       user_rows, user_dense, per event type <e>_rows, <e>_dense, <e>_age, <e>_length
+                      → state_0 … state_{L-1}
+``score_candidates``  state_0 … state_{L-1}, context_rows, context_dense, item_rows, item_dense, request_index
+                      → logits, probabilities
+
+Inputs of width 0 do not exist. All tensors are float32 except `<e>_length` and `request_index` (int64).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.features import FeatureLayout
+from model.model_config import ModelConfig
+from model.schema import Schema
+
+USERS, REQUESTS, CANDIDATES = "U", "R", "C"
+ENCODE_USER, SCORE_CANDIDATES = "encode_user", "score_candidates"
+REQUEST_INDEX = "request_index"
+LOGITS, PROBABILITIES = "logits", "probabilities"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One named tensor; string sizes are dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSignature:
+    """Inputs and outputs of one graph, in order."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def history_size(event: str) -> str:
+    """Symbol of an event type's padded history length."""
+    return f"T_{event}"
+
+
+def state_names(config: ModelConfig) -> tuple[str, ...]:
+    """The tensors of a user state, in layer order."""
+    return tuple(f"state_{layer}" for layer in range(config.layers))
+
+
+def state_specs(config: ModelConfig, rows: str) -> tuple[TensorSpec, ...]:
+    """The user-state layout: per layer [rows, state_tokens, candidate width] float32."""
+    shape = (rows, config.state_tokens, config.candidate.width)
+    return tuple(TensorSpec(name, "float32", shape) for name in state_names(config))
+
+
+def state_bytes(config: ModelConfig) -> int:
+    """Bytes of one user state."""
+    return 4 * config.layers * config.state_tokens * config.candidate.width
+
+
+def encode_user_signature(schema: Schema, config: ModelConfig) -> GraphSignature:
+    """Signature of the `encode_user` graph."""
+    layout = FeatureLayout(schema)
+    inputs = [
+        TensorSpec("user_rows", "float32", (USERS, layout.user.embedded_width)),
+        TensorSpec("user_dense", "float32", (USERS, len(layout.user.dense))),
+    ]
+    for event in schema.events:
+        group, steps = layout.events[event.name], history_size(event.name)
+        inputs += [
+            TensorSpec(f"{event.name}_rows", "float32", (USERS, steps, group.embedded_width)),
+            TensorSpec(f"{event.name}_dense", "float32", (USERS, steps, len(group.dense))),
+            TensorSpec(f"{event.name}_age", "float32", (USERS, steps)),
+            TensorSpec(f"{event.name}_length", "int64", (USERS,)),
+        ]
+    return GraphSignature(ENCODE_USER, _existing(inputs), state_specs(config, USERS))
+
+
+def score_candidates_signature(schema: Schema, config: ModelConfig) -> GraphSignature:
+    """Signature of the `score_candidates` graph."""
+    layout = FeatureLayout(schema)
+    inputs = [
+        *state_specs(config, REQUESTS),
+        TensorSpec("context_rows", "float32", (REQUESTS, layout.context.embedded_width)),
+        TensorSpec("context_dense", "float32", (REQUESTS, len(layout.context.dense))),
+        TensorSpec("item_rows", "float32", (CANDIDATES, layout.item.embedded_width)),
+        TensorSpec("item_dense", "float32", (CANDIDATES, len(layout.item.dense))),
+        TensorSpec(REQUEST_INDEX, "int64", (CANDIDATES,)),
+    ]
+    tasks = len(schema.tasks)
+    outputs = (
+        TensorSpec(LOGITS, "float32", (CANDIDATES, tasks)),
+        TensorSpec(PROBABILITIES, "float32", (CANDIDATES, tasks)),
+    )
+    return GraphSignature(SCORE_CANDIDATES, _existing(inputs), outputs)
+
+
+def _existing(specs: list[TensorSpec]) -> tuple[TensorSpec, ...]:
+    return tuple(spec for spec in specs if spec.shape[-1] != 0)

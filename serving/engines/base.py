@@ -1,0 +1,39 @@
+"""The engine interface: two graphs, dense arrays in, dense arrays out.
+
+An engine knows no requests, no ids and no queue. Tensor names, dtypes and shapes are those of
+`model.signature`. `run` blocks; the scheduler calls it from its slot threads, and every slot owns
+one session, so sessions need not be thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+class Session(Protocol):
+    """One execution context of both graphs."""
+
+    def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        """Run `graph` (`encode_user` or `score_candidates`); outputs are the caller's to keep."""
+        ...
+
+
+class Engine(Protocol):
+    """A compiled model. `device_peak_flops` is per session, from a matrix-product probe in this engine."""
+
+    name: str
+    precision: str
+    device_peak_flops: float
+
+    def open_session(self) -> Session:
+        """A new execution context."""
+        ...
+
+    def close(self) -> None:
+        """Free device memory."""
+        ...
