@@ -3,9 +3,9 @@
 Layout of ``<repository>/<model>/<version>/``::
 
     manifest.json                 Manifest below
-    graphs/encode_user.onnx       portable graphs; large weights are references into weights.safetensors
+    graphs/encode_user.onnx       portable graphs; their weights are references (file, offset, length) into
     graphs/score_candidates.onnx
-    weights.safetensors           dense weights by parameter name (the twin's state)
+    graphs/weights.safetensors    the dense weights, once, by the twin's parameter names
     tables/<table>.npy            embedding tables, float32 [rows, width], memory-mapped
     vocabularies.safetensors      sorted int64 keys per table
     prior.safetensors             popularity prior: item keys (sorted) and smoothed rates per task

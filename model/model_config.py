@@ -70,12 +70,11 @@ class WukongConfig(StrictModel):
 
 
 class CandidateStreamConfig(StrictModel):
-    """The per-candidate stream in large-product form: gated experts over flattened tokens."""
+    """The per-candidate stream in large-product form: gated (second-order) units over the flattened tokens."""
 
     tokens: Positive
     width: Positive
     hidden: Positive
-    experts: Positive = 1
     head_hidden: Positive
 
 

@@ -1,0 +1,47 @@
+"""GDPA and the PFFN block on padded rows: the form that is exported for engines without ragged operators.
+
+Padding rows of q must be zero. They then stay zero all the way (LayerNorm(0) = 0, Act(0) = 0,
+RMSNorm(0) = 0), so no mask is needed in the forward; in the backward they get no gradient because
+the token stage masks them (Act′(0) ≠ 0 would otherwise leak into K).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.activations import activate
+from kernels.gdpa.reference import rms_norm
+
+
+def gdpa_padded(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    activation: tuple[str, ...] = ("fast_gelu",),
+    scale_in: float = 1.0,
+    scale_out: float = 1.0,
+) -> Tensor:
+    """q [B, T, H, d_h], k and v [B, n_kv, H, d_h] → [B, T, H, d_h]."""
+    queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, ·, d_h]
+    scores = queries @ (keys * scale_in).transpose(-1, -2)  # [B, H, T, n_kv]
+    hidden = activate(scores, activation, head_dim=1)
+    return (hidden @ (values * scale_out)).transpose(1, 2)
+
+
+def pffn_padded(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    activation: tuple[str, ...] = ("fast_gelu",),
+    scale_in: float = 1.0,
+    scale_out: float = 1.0,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The PFFN block (see `pffn_jagged`) on padded rows; q [B, T, H, d_h] with zero padding rows."""
+    flat = q.flatten(2)  # [B, T, H · d_h]
+    normed = F.layer_norm(flat, flat.shape[-1:], eps=eps)
+    mixed = gdpa_padded(normed.unflatten(-1, q.shape[2:]), k, v, activation=activation, scale_in=scale_in, scale_out=scale_out)
+    return (rms_norm(mixed.flatten(2) + normed, eps) + flat).unflatten(-1, q.shape[2:])

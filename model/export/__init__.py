@@ -1,0 +1,1 @@
+"""Export: torch twin → portable artifact (ONNX graphs over shared safetensors weights). Needs torch."""

@@ -1,0 +1,61 @@
+"""The candidate stream: item and context features + gathered user state → one logit per task.
+
+Per layer a gated (second-order) unit over the flattened tokens, so that the work is large matrix
+products over all candidates of a batch (user_split.md, last section):
+
+    [a ‖ g] = W_x · LN(x) + (W_r · R_l + b)[request of the candidate]
+    x       ← x + W_o · (a ⊙ SiLU(g))
+
+The user part is multiplied once per request and gathered, never once per candidate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.model_config import ModelConfig
+
+
+class GatedUnit(nn.Module):
+    """x [C, n] and per-request rows r [R, m] → [C, n]; residual."""
+
+    def __init__(self, width: int, request_width: int, hidden: int) -> None:
+        super().__init__()
+        self.from_candidate = nn.Linear(width, 2 * hidden, bias=False)
+        self.from_request = nn.Linear(request_width, 2 * hidden)
+        self.out = nn.Linear(hidden, width, bias=False)
+        with torch.no_grad():
+            self.out.weight.mul_(0.5)
+
+    def forward(self, x: Tensor, r: Tensor, request_index: Tensor) -> Tensor:
+        shared = self.from_request(r).index_select(0, request_index)  # [C, 2h]: the candidate→user gather
+        a, g = (self.from_candidate(F.layer_norm(x, x.shape[-1:])) + shared).chunk(2, dim=-1)
+        return x + self.out(a * F.silu(g))
+
+
+class CandidateStream(nn.Module):
+    """Scores candidates against user states. Returns logits [C, tasks]."""
+
+    def __init__(self, config: ModelConfig, item_inputs: int, context_inputs: int, tasks: int) -> None:
+        super().__init__()
+        stream = config.candidate
+        flat, state = stream.tokens * stream.width, config.state_tokens * stream.width
+        self.from_item = nn.Linear(item_inputs, flat)
+        self.from_context = nn.Linear(context_inputs, flat, bias=False) if context_inputs else None
+        self.layers = nn.ModuleList(GatedUnit(flat, state, stream.hidden) for _ in range(config.layers))
+        self.head = nn.Linear(flat, stream.head_hidden, bias=False)
+        self.head_request = nn.Linear(state, stream.head_hidden)
+        self.logits = nn.Linear(stream.head_hidden, tasks)
+
+    def forward(self, item: Tensor, context: Tensor | None, states: list[Tensor], request_index: Tensor) -> Tensor:
+        """item [C, ·], context [R, ·], states L × [R, n_r, d_c], request_index int64 [C]."""
+        rows = [state.flatten(1) for state in states]
+        x = self.from_item(item)
+        if self.from_context is not None and context is not None:
+            x = x + self.from_context(context).index_select(0, request_index)
+        for layer, r in zip(self.layers, rows, strict=True):
+            x = layer(x, r, request_index)
+        shared = self.head_request(rows[-1]).index_select(0, request_index)
+        return self.logits(F.silu(self.head(F.layer_norm(x, x.shape[-1:])) + shared))

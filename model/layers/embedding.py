@@ -1,0 +1,55 @@
+"""Embedding tables for training: the torch form of `model.features.gather`, with sparse gradients.
+
+Row 0 of every table stands for unknown and missing values and is trained like any other row (id
+dropout feeds it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.features import PAD_ROW, GroupLayout
+
+INIT_DEVIATION = 0.05
+
+
+class EmbeddingTables(nn.Module):
+    """All tables, by name. `gather` equals the host's gather over the same rows."""
+
+    def __init__(self, rows: Mapping[str, int], widths: Mapping[str, int]) -> None:
+        super().__init__()
+        # Dots are separators in module names; bucket tables are called "<group>.<feature>".
+        self.weights = nn.ParameterDict(
+            {_module_name(t): nn.Parameter(torch.randn(rows[t], widths[t]) * INIT_DEVIATION) for t in sorted(rows)}
+        )
+
+    def weight(self, table: str) -> nn.Parameter:
+        """The parameter [rows, width] of one table."""
+        return self.weights[_module_name(table)]
+
+    def gather(self, layout: GroupLayout, rows: Tensor, id_dropout: float = 0.0) -> Tensor:
+        """Embedded columns [..., embedded_width] of table rows int [..., index_width].
+
+        With `id_dropout`, that share of the known ids is replaced by row 0.
+        """
+        columns, index = [rows.new_zeros((*rows.shape[:-1], 0), dtype=torch.float32)], 0
+        for slot in layout.slots:
+            part = rows[..., index : index + slot.values].long()
+            index += slot.values
+            if id_dropout > 0:
+                part = part.masked_fill((torch.rand(part.shape) < id_dropout) & (part > 0), 0)
+            valid = (part != PAD_ROW).unsqueeze(-1)
+            found = F.embedding(part.clamp(min=0), self.weight(slot.table), sparse=True)
+            if slot.values == 1:
+                columns.append(found.squeeze(-2))
+            else:
+                columns.append((found * valid).sum(-2) / valid.sum(-2).clamp(min=1))
+        return torch.cat(columns, dim=-1)
+
+
+def _module_name(table: str) -> str:
+    return table.replace(".", "__")

@@ -1,0 +1,65 @@
+"""HSP: hierarchical seed pooling, sequence → summary tokens (model_spec §4.2, OC-6, OC-7).
+
+    H_seed = MHA(LN(E), LN(S), S)      n_seeds learned queries, shared by all samples
+    H      = LN(SumKron(H_seed))       n_seeds → n_tok tokens
+
+No bias anywhere, so an empty history gives exactly 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.layers.tokens import length_mask
+
+_MASKED = -3.0e4
+
+
+class SumKronLinear(nn.Module):
+    """Y = Σ_i Z_iᵀ X W_i: a rank-k Kronecker sum over tokens and channels. [B, n_in, d] → [B, n_out, d].
+
+    Z first: it shrinks the token axis before the d × d products.
+    """
+
+    def __init__(self, tokens_in: int, tokens_out: int, width: int, rank: int) -> None:
+        super().__init__()
+        self.rank, self.tokens_out = rank, tokens_out
+        self.z = nn.Parameter(torch.randn(rank, tokens_in, tokens_out) / math.sqrt(tokens_in))
+        self.w = nn.Parameter(torch.randn(rank, width, width) / math.sqrt(rank * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixer = self.z.permute(2, 0, 1).flatten(0, 1)  # [n_out · k, n_in]
+        mixed = (mixer @ x).unflatten(1, (self.tokens_out, self.rank)).flatten(2)  # [B, n_out, k · d]
+        return mixed @ self.w.flatten(0, 1)
+
+
+class HierarchicalSeedPooling(nn.Module):
+    """S [B, T, d_e] with lengths [B] → H [B, n_tok, d_e]."""
+
+    def __init__(self, width: int, heads: int, n_seeds: int, n_tokens: int, rank: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.seeds = nn.Parameter(torch.randn(n_seeds, width))
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(width, width, bias=False)
+        self.to_v = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.compress = SumKronLinear(n_seeds, n_tokens, width, rank)
+
+    def forward(self, s: Tensor, lengths: Tensor) -> Tensor:
+        q = self._heads(self.to_q(F.layer_norm(self.seeds, self.seeds.shape[-1:])).unsqueeze(0))  # [1, H, n_seeds, d_h]
+        k = self._heads(self.to_k(F.layer_norm(s, s.shape[-1:])))
+        v = self._heads(self.to_v(s))
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, H, n_seeds, T]
+        present = length_mask(lengths, s.shape[1])
+        weights = scores.masked_fill(present[:, None, None, :] == 0, _MASKED).softmax(-1)
+        pooled = (weights @ v).transpose(1, 2).flatten(2)  # empty history: v is zero, so is this
+        summary = self.compress(self.out(pooled))
+        return F.layer_norm(summary, summary.shape[-1:])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

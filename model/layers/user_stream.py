@@ -1,0 +1,122 @@
+"""The user stream: features and histories of one user → the user state R_0 … R_{L-1} (`user_split`).
+
+Runs once per user state and knows no candidate, no context and no request time. Even layers run
+Weight Generation, GDPA-PFFN and HSP, odd layers self-attention and reuse the last summary (CompSkip);
+what a layer skips does not exist in it. One tower per event type (event-level personalization).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kernels.dispatch import pffn
+from kernels.gdpa.reference import rms_norm
+from model.layers.seed_pooling import HierarchicalSeedPooling
+from model.layers.sliding_window import SlidingWindowAttention
+from model.layers.tokens import FlatTokens, HistoryTokens
+from model.layers.weight_generation import ContextSummary, GeneratedWeights
+from model.layers.wukong import WukongMixture
+from model.model_config import ModelConfig, TowerConfig
+
+
+@dataclass(frozen=True)
+class HistoryInput:
+    """One event type's padded histories: features [B, T, inputs], age_s [B, T], lengths int64 [B]."""
+
+    features: Tensor
+    age_s: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class TowerInput:
+    """Static facts of a tower: its event type's input width and history cap."""
+
+    inputs: int
+    cap: int
+
+
+class GlobalStep(nn.Module):
+    """Even layer of one tower: PFFN with generated weights, then HSP and the lift to the model width."""
+
+    def __init__(self, config: ModelConfig, tower: TowerConfig, cap: int) -> None:
+        super().__init__()
+        activation = (config.activation,) if isinstance(config.activation, str) else config.activation
+        self.heads = tower.heads
+        self.weights = GeneratedWeights(
+            config.width, tower.width, tower.heads, config.n_kv, cap, config.scale.value, tuple(map(str, activation))
+        )
+        self.pool = HierarchicalSeedPooling(tower.width, tower.heads, tower.n_seeds, tower.n_tokens, tower.kronecker_rank)
+        self.lift = nn.Linear(tower.width, config.width, bias=False)
+
+    def forward(self, s: Tensor, x_sum: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = self.weights(x_sum)
+        s = pffn(s.unflatten(-1, (self.heads, -1)), k, v, self.weights.params).flatten(2)
+        return s, self.lift(self.pool(s, lengths))
+
+
+class UserLayer(nn.Module):
+    """One layer of the user stream: the towers' steps, Global Interaction, and the state tensor R_l."""
+
+    def __init__(self, config: ModelConfig, towers: Mapping[str, TowerInput], layer: int) -> None:
+        super().__init__()
+        self.is_global = layer % 2 == 0
+        active = {e: t for e, t in towers.items() if layer < config.tower(e).layers}
+        summary_tokens = sum(config.tower(e).n_tokens for e in towers)
+        if self.is_global and active:
+            self.summary = ContextSummary(config.user_tokens, config.n_kv, config.width)
+        steps = {}
+        for event, tower_input in active.items():
+            tower = config.tower(event)
+            steps[event] = (
+                GlobalStep(config, tower, tower_input.cap)
+                if self.is_global
+                else SlidingWindowAttention(tower.width, tower.heads, tower.window, tower_input.cap, config.time_scale_s)
+            )
+        self.steps = nn.ModuleDict(steps)
+        mix = config.user_interaction
+        self.interact = WukongMixture(config.user_tokens, summary_tokens, config.width, mix.experts, mix.fm_rank, mix.hidden)
+        tokens = config.user_tokens + summary_tokens
+        self.state_mix = nn.Parameter(torch.randn(config.state_tokens, tokens) / tokens**0.5)
+        self.state_project = nn.Linear(config.width, config.candidate.width, bias=False)
+
+    def forward(
+        self, x: Tensor, s: dict[str, Tensor], h: dict[str, Tensor], histories: Mapping[str, HistoryInput]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """(X, S, H) → (X, S, H, R_l); H of a skipped step is the same tensor, reused."""
+        s, h = dict(s), dict(h)
+        if self.is_global and len(self.steps):
+            x_sum = self.summary(x)
+            for event, step in self.steps.items():
+                s[event], h[event] = step(s[event], x_sum, histories[event].lengths)
+        else:
+            for event, step in self.steps.items():
+                s[event] = step(s[event], histories[event].age_s, histories[event].lengths)
+        summary = torch.cat(list(h.values()), dim=1)
+        x = self.interact(x, summary)
+        state = rms_norm(self.state_project(self.state_mix @ torch.cat([x, summary], dim=1)))
+        return x, s, h, state
+
+
+class UserStream(nn.Module):
+    """User features [B, inputs] and histories per event type → states, L × [B, state_tokens, candidate width]."""
+
+    def __init__(self, config: ModelConfig, user_inputs: int, towers: Mapping[str, TowerInput]) -> None:
+        super().__init__()
+        self.user_tokens = FlatTokens(user_inputs, config.user_tokens, config.width)
+        self.history_tokens = nn.ModuleDict({e: HistoryTokens(t.inputs, config.tower(e).width) for e, t in towers.items()})
+        self.layers = nn.ModuleList(UserLayer(config, towers, layer) for layer in range(config.layers))
+
+    def forward(self, user: Tensor, histories: Mapping[str, HistoryInput]) -> list[Tensor]:
+        x = self.user_tokens(user)
+        s = {e: tokens(histories[e].features, histories[e].lengths) for e, tokens in self.history_tokens.items()}
+        h: dict[str, Tensor] = {}
+        states = []
+        for layer in self.layers:
+            x, s, h, state = layer(x, s, h, histories)
+            states.append(state)
+        return states

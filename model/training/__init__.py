@@ -1,0 +1,1 @@
+"""Training: request-grouped batches, optimizers, the loop, calibration. Needs torch."""

@@ -1,0 +1,127 @@
+"""Request-grouped batches: the user side once per request, the candidate side once per shown item.
+
+Histories, users, contexts and items are encoded by the `FeatureEncoder` that the server uses, from
+the same records, so a training example is what serving would have built at that moment. Training
+alone hides things (`AugmentConfig`): whole or older parts of histories, and shown positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.data.request_log import RequestLog
+from model.features import Encoded, FeatureEncoder
+from model.training.config import AugmentConfig
+
+MAX_POSITION = 512
+
+
+@dataclass(frozen=True)
+class EncodedTensors:
+    """`Encoded` as tensors: rows int [..., index_width], dense float32 [..., ·]."""
+
+    rows: Tensor
+    dense: Tensor
+
+
+@dataclass(frozen=True)
+class HistoryTensors:
+    """One event type: events [R, T, ·], age_s [R, T], lengths [R]."""
+
+    events: EncodedTensors
+    age_s: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R requests and their C shown items."""
+
+    users: EncodedTensors  # [R, ·]
+    histories: dict[str, HistoryTensors]
+    contexts: EncodedTensors  # [R, ·]
+    items: EncodedTensors  # [C, ·]
+    request_index: Tensor  # int64 [C]
+    positions: Tensor  # int64 [C]; 0: unknown, else position + 1
+    labels: Tensor  # float32 [C, tasks]; NaN: unknown
+
+    @property
+    def requests(self) -> int:
+        return len(self.users.rows)
+
+    @property
+    def candidates(self) -> int:
+        return len(self.request_index)
+
+
+class BatchMaker:
+    """Builds batches from a request log; items are encoded once."""
+
+    def __init__(self, log: RequestLog, encoder: FeatureEncoder) -> None:
+        self.log, self.encoder = log, encoder
+        self.items = encoder.encode_items(log.item_keys, log.items)
+
+    def batch(
+        self, requests: NDArray[np.int64], augment: AugmentConfig | None = None, rng: np.random.Generator | None = None
+    ) -> Batch:
+        """The batch of the given request numbers; `augment` and `rng` in training only."""
+        log, encoder = self.log, self.encoder
+        histories = [log.histories(int(r)) for r in requests]
+        if augment is not None and rng is not None:
+            histories = [_hide(h, augment, rng) for h in histories]
+        newest = [encoder.newest_ms(list(h.values())) for h in histories]
+        newest_ms = np.array([-1 if n is None else n for n in newest], dtype=np.int64)
+        counts = np.array([[len(h[e.name]) for e in log.schema.events] for h in histories], dtype=np.int64)
+        users = log.user_index[requests]
+        encoded = {}
+        for event in log.schema.events:
+            own = [h[event.name] for h in histories]
+            length = max(1, max(map(len, own)))
+            h = encoder.encode_histories(event, own, newest, length)
+            encoded[event.name] = HistoryTensors(_tensors(h.events), torch.from_numpy(h.age_s), torch.from_numpy(h.lengths))
+        sizes = log.offsets[requests + 1] - log.offsets[requests]
+        shown = np.concatenate([np.arange(log.offsets[r], log.offsets[r + 1]) for r in requests])
+        item = log.item_index[shown]
+        positions = np.clip(log.positions[shown].astype(np.int64) + 1, 0, MAX_POSITION)
+        if augment is not None and rng is not None:
+            hidden = np.repeat(rng.random(len(requests)) < augment.unknown_position, sizes)
+            positions = np.where(hidden, 0, positions)
+        return Batch(
+            users=_tensors(encoder.encode_users(log.users[users], log.user_keys[users], counts)),
+            histories=encoded,
+            contexts=_tensors(encoder.encode_context(log.contexts[requests], log.time_ms[requests], newest_ms)),
+            items=_tensors(Encoded(self.items.rows[item], self.items.dense[item])),
+            request_index=torch.from_numpy(np.repeat(np.arange(len(requests)), sizes)),
+            positions=torch.from_numpy(positions),
+            labels=torch.from_numpy(log.labels[shown]),
+        )
+
+
+def batch_order(requests: NDArray[np.int64], size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Requests in random order, cut into batches."""
+    shuffled = rng.permutation(requests)
+    for start in range(0, len(shuffled), size):
+        yield shuffled[start : start + size]
+
+
+def _hide(
+    histories: dict[str, NDArray[np.void]], augment: AugmentConfig, rng: np.random.Generator
+) -> dict[str, NDArray[np.void]]:
+    """Empty or shorten all histories of one request, keeping the newest events."""
+    draw = rng.random()
+    if draw < augment.empty_history:
+        return {e: h[:0] for e, h in histories.items()}
+    if draw < augment.empty_history + augment.truncated_history:
+        share = rng.random()
+        return {e: h[len(h) - int(len(h) * share) :] for e, h in histories.items()}
+    return histories
+
+
+def _tensors(encoded: Encoded) -> EncodedTensors:
+    return EncodedTensors(torch.from_numpy(encoded.rows), torch.from_numpy(encoded.dense))

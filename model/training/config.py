@@ -1,0 +1,76 @@
+"""Configuration of a training run, read from YAML by `kunlun train CONFIG`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from model.config import StrictModel, load_yaml
+from model.model_config import ModelConfig, load_preset
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class SplitKind(StrEnum):
+    """How requests are held out (see `model.data.split`)."""
+
+    PER_USER_LAST = "per_user_last"
+    TIME = "time"
+    USER = "user"
+
+
+class OptimizerConfig(StrictModel):
+    """AdamW for dense weights, row-wise Adagrad for embedding rows; a cosine decay after a linear warm-up."""
+
+    dense_lr: Annotated[float, Field(gt=0)] = 1e-3
+    sparse_lr: Annotated[float, Field(gt=0)] = 0.04
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    final_lr_share: Probability = 0.05
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class AugmentConfig(StrictModel):
+    """What training hides, so that degraded requests stay calibrated and ids are not memorised."""
+
+    empty_history: Probability = 0.05
+    truncated_history: Probability = 0.15
+    id_dropout: Probability = 0.1
+    unknown_position: Probability = 0.3
+
+
+class TrainConfig(StrictModel):
+    """A whole run. `model` is a shipped preset's name or a full model configuration."""
+
+    name: str = "kunlun"
+    model: str | ModelConfig = "small"
+    split: SplitKind = SplitKind.TIME
+    epochs: Annotated[int, Field(ge=1)] = 1
+    batch_requests: Annotated[int, Field(ge=1)] = 64
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    position_debias: bool = True
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
+    evaluations_per_epoch: Annotated[int, Field(ge=1)] = 1
+    seed: int = 0
+    threads: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _preset_exists(self) -> TrainConfig:
+        if isinstance(self.model, str):
+            load_preset(self.model)
+        return self
+
+    @property
+    def model_config_resolved(self) -> ModelConfig:
+        """The model configuration, whether given by name or in full."""
+        return load_preset(self.model) if isinstance(self.model, str) else self.model
+
+
+def load_train_config(path: str | Path) -> TrainConfig:
+    """Read a training configuration; raises `ConfigError`."""
+    return load_yaml(TrainConfig, path)

@@ -1,0 +1,35 @@
+"""Position-free predictions of a whole request log, in log order."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.ranker import KunlunRanker
+from model.training.batches import BatchMaker
+from model.training.forward import raw_logits
+
+
+@torch.no_grad()
+def predict_logits(
+    model: KunlunRanker, maker: BatchMaker, requests: NDArray[np.int64], *, calibrated: bool, batch_requests: int = 128
+) -> NDArray[np.float32]:
+    """Logits [C', tasks] of the shown items of `requests`, in that order; calibrated or raw."""
+    training = model.training
+    model.eval()
+    parts = []
+    for start in range(0, len(requests), batch_requests):
+        logits = raw_logits(model, maker.batch(requests[start : start + batch_requests]))
+        if calibrated:
+            score = model.score_candidates
+            logits = logits * score.calibration_scale + score.calibration_shift
+        parts.append(logits.numpy())
+    model.train(training)
+    return np.concatenate(parts) if parts else np.zeros((0, len(model.schema.tasks)), np.float32)
+
+
+def labels_of(maker: BatchMaker, requests: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Labels [C', tasks] in the order of `predict_logits`."""
+    log = maker.log
+    return np.concatenate([log.labels[log.offsets[r] : log.offsets[r + 1]] for r in requests])

@@ -1,0 +1,59 @@
+"""What a run leaves behind for serving besides weights: the popularity prior and golden inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.data.request_log import RequestLog
+from model.ranker import KunlunRanker
+from model.training.batches import BatchMaker
+from model.training.forward import encode_inputs, score_inputs
+
+PRIOR_STRENGTH = 20.0
+GOLDEN_REQUESTS = 6
+
+
+def popularity_prior(log: RequestLog, train: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Smoothed label rate per item and task: (positives + 20 · base rate) / (shown + 20).
+
+    `keys` int64 [N] sorted, `rates` float32 [N, tasks], `default` float32 [tasks] for other items.
+    """
+    shown = np.concatenate([np.arange(log.offsets[r], log.offsets[r + 1]) for r in train])
+    labels, item = log.labels[shown].astype(np.float64), log.item_index[shown]
+    known = ~np.isnan(labels)
+    base = np.nansum(labels, axis=0) / np.maximum(known.sum(axis=0), 1)
+    count = np.zeros((len(log.item_keys), labels.shape[1]))
+    positive = np.zeros_like(count)
+    np.add.at(count, item, known)
+    np.add.at(positive, item, np.nan_to_num(labels))
+    seen = count.max(axis=1) > 0
+    rates = (positive + PRIOR_STRENGTH * base) / (count + PRIOR_STRENGTH)
+    order = np.argsort(log.item_keys[seen])
+    return {
+        "keys": log.item_keys[seen][order],
+        "rates": rates[seen][order].astype(np.float32),
+        "default": base.astype(np.float32),
+    }
+
+
+@torch.no_grad()
+def golden_batch(model: KunlunRanker, maker: BatchMaker, requests: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Inputs and the twin's outputs of both graphs on a few requests, keyed ``<graph>/<tensor>``."""
+    model.eval()
+    batch = maker.batch(requests[:GOLDEN_REQUESTS])
+    encode, score = model.encode_user, model.score_candidates
+    first = encode_inputs(model, batch)
+    states = encode(*first.values())
+    second = score_inputs(model, batch, states)
+    tensors = {f"encode_user/{k}": v for k, v in first.items()}
+    tensors |= {f"score_candidates/{k}": v for k, v in second.items()}
+    tensors |= {f"encode_user/{s.name}": t for s, t in zip(encode.signature.outputs, states, strict=True)}
+    tensors |= {
+        f"score_candidates/{s.name}": t
+        for s, t in zip(score.signature.outputs, score(*second.values()), strict=True)
+    }
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}

@@ -1,0 +1,136 @@
+"""A training run on disk: everything needed to resume, evaluate and export it. No pickle.
+
+Layout::
+
+    config.json  schema.json                     what was asked for
+    features.json  vocabularies.safetensors      statistics fitted on the training part
+    prior.safetensors                            popularity prior of the training part
+    golden.safetensors                           a few encoded requests and the twin's outputs, for parity checks
+    checkpoint/  model, optimizer (safetensors), state.json      newest step, replaced atomically
+    best/        model.safetensors, state.json                   lowest validation NE
+    metrics.jsonl                                one line per evaluation
+    result.json                                  what the run ended with
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import ConfigError
+from model.features import FeatureEncoder, FeatureStats
+from model.ranker import KunlunRanker
+from model.schema import Schema, schema_from_json
+from model.training.config import TrainConfig
+
+CHECKPOINT, BEST = "checkpoint", "best"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Paths and parsed parts of a run directory."""
+
+    path: Path
+    config: TrainConfig
+    schema: Schema
+    encoder: FeatureEncoder
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig, schema: Schema, stats: FeatureStats) -> TrainingRun:
+        """Start a new run directory (an old one at `path` is replaced)."""
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        write_json(path / "config.json", config.model_dump(mode="json"))
+        write_json(path / "schema.json", schema.model_dump(mode="json"))
+        write_json(path / "features.json", stats.to_json())
+        run = cls(path, config, schema, FeatureEncoder(schema, stats))
+        run.save_arrays("vocabularies", stats.vocabularies)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> TrainingRun:
+        """Open a run directory; raises `ConfigError` when it is not one."""
+        path = Path(path)
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{path}: not a training run (no config.json); expected the --output of `kunlun train`")
+        config = TrainConfig.model_validate(read_json(path / "config.json"))
+        schema = schema_from_json(read_json(path / "schema.json"))
+        stats = FeatureStats.from_json(read_json(path / "features.json"), load_arrays(path / "vocabularies.safetensors"))
+        return cls(path, config, schema, FeatureEncoder(schema, stats))
+
+    def new_model(self) -> KunlunRanker:
+        """A freshly initialised model of this run's configuration."""
+        return KunlunRanker(self.schema, self.config.model_config_resolved, self.encoder.table_rows())
+
+    def load_model(self, which: str = BEST) -> KunlunRanker:
+        """The model of the best or the newest checkpoint, in eval mode."""
+        file = self.path / which / "model.safetensors"
+        if not file.is_file():
+            raise ConfigError(f"{file}: missing; has `kunlun train` finished?")
+        model = self.new_model()
+        model.load_state_dict(load_file(file), strict=True)
+        return model.eval()
+
+    def save(self, which: str, state: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write a checkpoint aside, then swap it in."""
+        aside, target = self.path / f".{which}.tmp", self.path / which
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        for name, tensors in groups.items():
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, aside / f"{name}.safetensors")
+        write_json(aside / "state.json", state)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+
+    def load(self, which: str) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+        """Read back what `save` wrote."""
+        folder = self.path / which
+        return read_json(folder / "state.json"), {f.stem: load_file(f) for f in folder.glob("*.safetensors")}
+
+    def save_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write ``<name>.safetensors`` at the top of the run."""
+        save_arrays({k: np.ascontiguousarray(v) for k, v in arrays.items()}, self.path / f"{name}.safetensors")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the run ended with; empty before it ended."""
+        return read_json(self.path / "result.json") if (self.path / "result.json").is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON object."""
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object, indented."""
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State tensors of an optimizer, keyed ``<parameter number>.<name>``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": torch.as_tensor(value) for number, entry in state.items() for name, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned."""
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        entries.setdefault(int(number), {})[name] = value
+    state = optimizer.state_dict()
+    optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})

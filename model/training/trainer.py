@@ -1,0 +1,218 @@
+"""The training loop: seeded, resumable, with progress, validation NE and the best checkpoint kept.
+
+Randomness is a function of (seed, epoch, step), never of what ran before, so a resumed run
+continues with the same batches and the same noise. The learning rate is a function of the step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.artifact import Calibration
+from model.data.request_log import RequestLog
+from model.metrics.normalized_entropy import NEState
+from model.ranker import KunlunRanker
+from model.training.batches import BatchMaker, batch_order
+from model.training.calibration import fit_platt
+from model.training.config import TrainConfig
+from model.training.forward import PositionBias, masked_bce, raw_logits
+from model.training.predict import labels_of, predict_logits
+from model.training.references import golden_batch, popularity_prior
+from model.training.rowwise_adagrad import RowWiseAdagrad
+from model.training.run import BEST, CHECKPOINT, TrainingRun, optimizer_tensors, restore_optimizer, write_json
+
+CHECKPOINT_EVERY_S = 30.0
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop reports after every step."""
+
+    epoch: int
+    step: int
+    total_steps: int
+    loss: float
+    examples_per_s: float
+    requests_per_s: float
+
+
+class Trainer:
+    """Owns model, optimizers and the run directory during training."""
+
+    def __init__(self, run: TrainingRun, log: RequestLog, train: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
+        self.run, self.config = run, run.config
+        self.maker = BatchMaker(log, run.encoder)
+        self.train_requests, self.validation_requests = train, validation
+        torch.manual_seed(self.config.seed)
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        self.model = run.new_model()
+        tasks = run.schema.tasks
+        self.position_bias = PositionBias(len(tasks))
+        self.task_weights = torch.tensor([t.weight for t in tasks])
+        self.dense = _dense_optimizer(self.model, self.position_bias, self.config)
+        self.sparse = RowWiseAdagrad(self.model.tables.parameters(), lr=self.config.optimizer.sparse_lr)
+        self.steps_per_epoch = math.ceil(len(train) / self.config.batch_requests)
+        self.total_steps = self.steps_per_epoch * self.config.epochs
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_ne": None, "worse": 0, "stopped": ""}
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint."""
+        self.state, groups = self.run.load(CHECKPOINT)
+        self.model.load_state_dict(groups["model"])
+        self.position_bias.load_state_dict(groups["position"])
+        restore_optimizer(self.dense, groups["dense_optimizer"])
+        restore_optimizer(self.sparse, groups["sparse_optimizer"])
+
+    def fit(self, report: Callable[[Progress], None], evaluated: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Train to the end (or to `patience`, or `max_seconds`); returns and stores the result."""
+        saved_at = time.monotonic()
+        every = max(1, self.steps_per_epoch // self.config.evaluations_per_epoch)
+        while self.state["step"] < self.total_steps and not self.state["stopped"]:
+            epoch, first = divmod(self.state["step"], self.steps_per_epoch)
+            order = batch_order(
+                self.train_requests, self.config.batch_requests, np.random.default_rng([self.config.seed, epoch])
+            )
+            for number, requests in enumerate(order):
+                if number < first:
+                    continue
+                report(self._step(epoch, requests))
+                at_end = self.state["step"] % self.steps_per_epoch == 0
+                if at_end or (self.state["step"] % every == 0 and self.steps_per_epoch - number > every // 2):
+                    evaluated(self._evaluate(epoch))
+                if self.config.max_seconds is not None and self.state["seconds"] >= self.config.max_seconds:
+                    self.state["stopped"] = "max_seconds"
+                if self.state["stopped"] or time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+                    self._checkpoint()
+                    saved_at = time.monotonic()
+                if self.state["stopped"]:
+                    break
+        return self._finish()
+
+    def _step(self, epoch: int, requests: NDArray[np.int64]) -> Progress:
+        began = time.perf_counter()
+        step = self.state["step"]
+        torch.manual_seed((self.config.seed << 32) + step)
+        self.model.train()
+        augment = self.config.augment
+        batch = self.maker.batch(requests, augment, np.random.default_rng([self.config.seed, epoch, step]))
+        logits = raw_logits(self.model, batch, augment.id_dropout)
+        if self.config.position_debias:
+            logits = logits + self.position_bias(batch.positions)
+        loss = masked_bce(logits, batch.labels, self.task_weights)
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(f"the loss is {loss.item()} at step {step}; lower dense_lr or sparse_lr and resume")
+        self.dense.zero_grad(set_to_none=True)
+        self.sparse.zero_grad(set_to_none=True)
+        loss.backward()
+        share = _learning_rate_share(step, self.total_steps, self.config)
+        nn.utils.clip_grad_norm_(_dense_parameters(self.model, self.position_bias), self.config.optimizer.clip_norm)
+        for optimizer, rate in ((self.dense, self.config.optimizer.dense_lr), (self.sparse, self.config.optimizer.sparse_lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+            optimizer.step()
+        spent = time.perf_counter() - began
+        self.state["step"] = step + 1
+        self.state["seconds"] += spent
+        return Progress(epoch, step + 1, self.total_steps, loss.item(), batch.candidates / spent, batch.requests / spent)
+
+    def _evaluate(self, epoch: int) -> dict[str, Any]:
+        logits = predict_logits(self.model, self.maker, self.validation_requests, calibrated=False)
+        labels = labels_of(self.maker, self.validation_requests)
+        ne = _mean_ne(logits, labels)
+        line = {"step": self.state["step"], "epoch": epoch, "seconds": round(self.state["seconds"], 2), "validation_ne": ne}
+        with (self.run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.state["best_ne"] is None or ne < self.state["best_ne"]:
+            self.state |= {"best_ne": ne, "worse": 0}
+            self.run.save(BEST, line, {"model": self.model.state_dict()})
+        else:
+            self.state["worse"] += 1
+            if self.config.patience is not None and self.state["worse"] >= self.config.patience:
+                self.state["stopped"] = "patience"
+        return line
+
+    def _checkpoint(self) -> None:
+        groups = {
+            "model": self.model.state_dict(),
+            "position": self.position_bias.state_dict(),
+            "dense_optimizer": optimizer_tensors(self.dense),
+            "sparse_optimizer": optimizer_tensors(self.sparse),
+        }
+        self.run.save(CHECKPOINT, self.state, groups)
+
+    def _finish(self) -> dict[str, Any]:
+        if self.state["best_ne"] is None:
+            self._evaluate(self.state["step"] // self.steps_per_epoch)
+        self._checkpoint()
+        best_state, groups = self.run.load(BEST)
+        model = self.model
+        model.load_state_dict(groups["model"])
+        logits = predict_logits(model, self.maker, self.validation_requests, calibrated=False)
+        labels = labels_of(self.maker, self.validation_requests)
+        calibrations = {t.name: fit_platt(logits[:, i], labels[:, i]) for i, t in enumerate(self.run.schema.tasks)}
+        model.score_candidates.calibrate(list(calibrations.values()))
+        self.run.save(BEST, best_state, {"model": model.state_dict()})
+        self.run.save_arrays("prior", popularity_prior(self.maker.log, self.train_requests))
+        self.run.save_arrays("golden", golden_batch(model, self.maker, self.validation_requests))
+        result = {
+            "steps": self.state["step"],
+            "seconds": round(self.state["seconds"], 2),
+            "stopped": self.state["stopped"] or "epochs",
+            "best": best_state,
+            "calibration": {k: c.model_dump() for k, c in calibrations.items()},
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "base_rates": {t.name: float(np.nanmean(labels[:, i])) for i, t in enumerate(self.run.schema.tasks)},
+        }
+        write_json(self.run.path / "result.json", result)
+        return result
+
+
+def _mean_ne(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
+    """Mean NE over tasks after a Platt fit on the same data, so that the choice of the best step is not one of offsets."""
+    figures = []
+    for task in range(labels.shape[1]):
+        known = ~np.isnan(labels[:, task])
+        x, y = logits[known, task], labels[known, task]
+        c: Calibration = fit_platt(x, y)
+        figures.append(NEState.of(1 / (1 + np.exp(-(c.scale * x.astype(np.float64) + c.shift))), y).normalized_entropy)
+    return float(np.mean(figures))
+
+
+def _dense_parameters(model: KunlunRanker, position_bias: PositionBias) -> list[Tensor]:
+    return [*model.encode_user.parameters(), *model.score_candidates.parameters(), *position_bias.parameters()]
+
+
+def _dense_optimizer(model: KunlunRanker, position_bias: PositionBias, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; vectors (biases, gains) and the position table are not decayed."""
+    matrices = [p for m in (model.encode_user, model.score_candidates) for p in m.parameters() if p.dim() > 1]
+    rest = [p for m in (model.encode_user, model.score_candidates) for p in m.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.optimizer.weight_decay},
+        {"params": [*rest, *position_bias.parameters()], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.optimizer.dense_lr)
+
+
+def _learning_rate_share(step: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine down to `final_lr_share`."""
+    warmup = min(config.optimizer.warmup_steps, total // 4)
+    if step < warmup:
+        return (step + 1) / warmup
+    position = (step - warmup) / max(1, total - warmup)
+    final = config.optimizer.final_lr_share
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, position)))
