@@ -39,9 +39,7 @@ def encode_inputs(model: KunlunRanker, batch: Batch, id_dropout: float = 0.0) ->
     return {spec.name: tensors[spec.name] for spec in model.encode_user.signature.inputs}
 
 
-def score_inputs(
-    model: KunlunRanker, batch: Batch, states: tuple[Tensor, ...], id_dropout: float = 0.0
-) -> dict[str, Tensor]:
+def score_inputs(model: KunlunRanker, batch: Batch, states: tuple[Tensor, ...], id_dropout: float = 0.0) -> dict[str, Tensor]:
     """Input tensors of `score_candidates` for a batch."""
     tables, layout = model.tables, model.layout
     tensors = dict(zip((spec.name for spec in model.encode_user.signature.outputs), states, strict=True)) | {

@@ -52,8 +52,5 @@ def golden_batch(model: KunlunRanker, maker: BatchMaker, requests: NDArray[np.in
     tensors = {f"encode_user/{k}": v for k, v in first.items()}
     tensors |= {f"score_candidates/{k}": v for k, v in second.items()}
     tensors |= {f"encode_user/{s.name}": t for s, t in zip(encode.signature.outputs, states, strict=True)}
-    tensors |= {
-        f"score_candidates/{s.name}": t
-        for s, t in zip(score.signature.outputs, score(*second.values()), strict=True)
-    }
+    tensors |= {f"score_candidates/{s.name}": t for s, t in zip(score.signature.outputs, score(*second.values()), strict=True)}
     return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
