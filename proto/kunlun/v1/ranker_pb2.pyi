@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RankRequest(_message.Message):
-    __slots__ = ("request_id", "user_id", "model", "version", "candidates", "candidate_features", "context_features", "user_features", "top_k", "include_timings", "min_event_token")
+    __slots__ = ("request_id", "user_id", "model", "version", "candidates", "candidate_features", "context_features", "user_features", "top_k", "include_timings", "min_event_token", "time_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class RankRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_TIMINGS_FIELD_NUMBER: _ClassVar[int]
     MIN_EVENT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TIME_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     user_id: str
     model: str
@@ -31,7 +32,8 @@ class RankRequest(_message.Message):
     top_k: int
     include_timings: bool
     min_event_token: str
-    def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., candidates: _Optional[_Union[_types_pb2.ItemIds, _Mapping]] = ..., candidate_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., context_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., user_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., top_k: _Optional[int] = ..., include_timings: _Optional[bool] = ..., min_event_token: _Optional[str] = ...) -> None: ...
+    time_ms: int
+    def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., candidates: _Optional[_Union[_types_pb2.ItemIds, _Mapping]] = ..., candidate_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., context_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., user_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., top_k: _Optional[int] = ..., include_timings: _Optional[bool] = ..., min_event_token: _Optional[str] = ..., time_ms: _Optional[int] = ...) -> None: ...
 
 class RankResponse(_message.Message):
     __slots__ = ("request_id", "model", "version", "order", "items", "scores", "values", "rung", "rung_reason", "newest_event_age_ms", "history_length", "user_state_cached", "unknown_items", "unknown_user", "receipt", "timings")
