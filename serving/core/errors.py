@@ -36,7 +36,11 @@ class StoreUnavailable(ServingError):
 
 
 class ReceiptRejected(InvalidField):
-    """A receipt that is forged, truncated, expired or of an unknown key."""
+    """A receipt that cannot be trusted; `reason` (forged, truncated, expired, unknown_key, format) is a metric label."""
+
+    def __init__(self, field: str, expected: str, found: str, reason: str) -> None:
+        super().__init__(field, expected, found)
+        self.reason = reason
 
 
 class Unready(ServingError):
