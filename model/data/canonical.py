@@ -1,0 +1,197 @@
+"""The canonical request log on disk: what every data adapter writes and everything else reads.
+
+A directory of ``schema.yaml``, ``requests.parquet`` (one row per ranking request with its shown
+items), ``items.parquet``, ``users.parquet``, ``events.parquet`` and ``dataset.json`` (source, counts,
+rejected rows by reason). `columns_of` is the whole contract: column names and Arrow types per file,
+derived from the schema. Adapters call `write_log`, `model.data.request_log` calls `read_log`.
+
+Invariant: a directory appears complete or not at all; a column that does not fit the schema is
+refused with file, column, expected and found. Cost: one pass per file, held in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from model.config import ConfigError
+from model.schema import Feature, FeatureKind, IdType, Schema, load_schema
+
+SCHEMA_FILE, INFO_FILE = "schema.yaml", "dataset.json"
+
+
+class LogError(ConfigError):
+    """A canonical log that cannot be used: says file, column, what was expected, what was found."""
+
+    def __init__(self, where: Path | str, column: str, expected: str, found: str) -> None:
+        super().__init__(f"{where}: {column}: expected {expected}, found {found}")
+        self.column, self.expected, self.found = column, expected, found
+
+
+class LogFile(StrEnum):
+    """The Parquet files of a log."""
+
+    REQUESTS = "requests"
+    ITEMS = "items"
+    USERS = "users"
+    EVENTS = "events"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its Arrow type, whether the file must have it, whether a cell may be null."""
+
+    type: pa.DataType
+    required: bool = True
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class CanonicalLog:
+    """The parsed files; tables have exactly the columns of `columns_of`, in the declared types."""
+
+    path: Path
+    schema: Schema
+    tables: Mapping[LogFile, pa.Table]
+    info: Mapping[str, Any]
+
+
+def id_type_of(id_type: IdType) -> pa.DataType:
+    """Arrow type of ids."""
+    return pa.string() if id_type is IdType.STRING else pa.int64()
+
+
+def columns_of(schema: Schema, file: LogFile) -> dict[str, Column]:
+    """Every column a file may have. Event attributes are called ``<event type>.<attribute>``."""
+    item, text, time = id_type_of(schema.item.id_type), pa.string(), pa.int64()
+    if file is LogFile.ITEMS:
+        return {"item_id": Column(item), **_feature_columns(schema.item_features)}
+    if file is LogFile.USERS:
+        return {"user_id": Column(text), **_feature_columns(schema.user)}
+    if file is LogFile.EVENTS:
+        head = {"event_id": text, "user_id": text, "type": text, "item_id": item, "time_ms": time, "arrival_ms": time}
+        columns = {name: Column(kind) for name, kind in head.items()}
+        for event in schema.events:
+            columns |= _feature_columns(event.attributes, f"{event.name}.")
+        return columns
+    columns = {"request_id": Column(text), "time_ms": Column(time), "user_id": Column(text)}
+    columns |= _feature_columns(tuple(f for f in schema.context if f.derived is None))
+    columns |= {"items": Column(pa.list_(item)), "positions": Column(pa.list_(pa.int32()), required=False, nullable=True)}
+    columns |= {f"label_{t.name}": Column(pa.list_(pa.uint8()), nullable=True) for t in schema.tasks}
+    columns["propensity"] = Column(pa.list_(pa.float32()), required=False, nullable=True)
+    columns |= {f"column_{c}": Column(pa.list_(pa.float32()), required=False, nullable=True) for c in schema.request_columns}
+    columns |= {f"truth_{t.name}": Column(pa.list_(pa.float32()), required=False) for t in schema.tasks}
+    return columns
+
+
+def write_log(
+    directory: str | Path, schema: Schema, tables: Mapping[LogFile, Mapping[str, Any]], info: Mapping[str, Any]
+) -> Path:
+    """Write a log: per file a mapping of columns (lists, numpy or Arrow arrays); replaces an older log at `directory`.
+
+    Raises `LogError` for a column that is missing or does not fit, `ConfigError` when `directory` holds something else.
+    """
+    target = Path(directory)
+    if target.exists() and not (target / INFO_FILE).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target}: exists and is not a canonical log (no {INFO_FILE}); give another --output")
+    aside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        for file in LogFile:
+            where = target / f"{file}.parquet"
+            declared = columns_of(schema, file)
+            given = {n: _array(where, n, v, declared) for n, v in tables[file].items()}
+            pq.write_table(_fit(where, pa.table(given), declared), aside / f"{file}.parquet", compression="zstd")
+        text = yaml.safe_dump(schema.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        (aside / SCHEMA_FILE).write_text(text, encoding="utf-8")
+        (aside / INFO_FILE).write_text(json.dumps(dict(info), indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def read_log(directory: str | Path) -> CanonicalLog:
+    """Read and check a log; raises `ConfigError` (`LogError` for a column)."""
+    path = Path(directory)
+    if not (path / SCHEMA_FILE).is_file():
+        raise ConfigError(f"{path}: not a canonical log (no {SCHEMA_FILE}); expected the --output of `kunlun prepare`")
+    schema = load_schema(path / SCHEMA_FILE)
+    tables = {}
+    for file in LogFile:
+        where = path / f"{file}.parquet"
+        try:
+            table = pq.read_table(where)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ConfigError(f"{where}: cannot be read as Parquet: {error}") from error
+        tables[file] = _fit(where, table, columns_of(schema, file))
+    info_path = path / INFO_FILE
+    info = json.loads(info_path.read_text(encoding="utf-8")) if info_path.is_file() else {}
+    return CanonicalLog(path, schema, tables, info)
+
+
+def _feature_columns(features: tuple[Feature, ...], prefix: str = "") -> dict[str, Column]:
+    columns = {}
+    for f in features:
+        scalar = pa.float32() if f.kind is FeatureKind.NUMERIC else id_type_of(f.id_type)
+        columns[prefix + f.name] = Column(pa.list_(scalar) if f.kind is FeatureKind.MULTI else scalar, nullable=True)
+    return columns
+
+
+def _array(where: Path, name: str, values: Any, declared: Mapping[str, Column]) -> pa.Array:
+    if name not in declared:
+        raise LogError(where, f"column {name!r}", f"one of {', '.join(declared)}", "an undeclared column")
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    try:
+        return pa.array(values, type=declared[name].type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise LogError(where, f"column {name!r}", str(declared[name].type), str(error)) from error
+
+
+def _fit(where: Path, table: pa.Table, declared: Mapping[str, Column]) -> pa.Table:
+    """The declared columns of `table` in the declared types; other columns are left out."""
+    fitted: dict[str, pa.ChunkedArray] = {}
+    for name, column in declared.items():
+        if name not in table.column_names:
+            if column.required:
+                raise LogError(where, f"column {name!r}", str(column.type), "no such column")
+            continue
+        values = table[name]
+        if not _is_castable(values.type, column.type):
+            raise LogError(where, f"column {name!r}", str(column.type), str(values.type))
+        try:
+            values = values.cast(column.type)
+        except pa.ArrowInvalid as error:
+            raise LogError(where, f"column {name!r}", str(column.type), str(error)) from error
+        if values.null_count and not column.nullable:
+            raise LogError(where, f"column {name!r}", "a value in every row", f"{values.null_count:,} null(s)")
+        fitted[name] = values
+    return pa.table(fitted)
+
+
+def _is_castable(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Widths and encodings may differ; kinds (text, integer, number, list) may not."""
+    if pa.types.is_null(found):
+        return True
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
+    if pa.types.is_list(wanted):
+        return is_list and _is_castable(found.value_type, wanted.value_type)
+    if pa.types.is_string(wanted):
+        return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
+    if pa.types.is_integer(wanted):
+        return bool(pa.types.is_integer(found) or (wanted == pa.uint8() and pa.types.is_boolean(found)))
+    return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
