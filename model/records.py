@@ -100,7 +100,10 @@ def fill_multi_column(
 
 def numbers(values: Sequence[Any], where: str) -> NDArray[np.float32]:
     """float32 column; None becomes NaN (missing), a given NaN or infinity is refused."""
-    missing = np.fromiter((v is None for v in values), dtype=bool, count=len(values))
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        missing = np.zeros(len(values), dtype=bool)
+    else:
+        missing = np.fromiter((v is None for v in values), dtype=bool, count=len(values))
     try:
         column = np.asarray([0.0 if v is None else v for v in values] if missing.any() else values, dtype=np.float32)
     except (TypeError, ValueError) as error:

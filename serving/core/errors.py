@@ -15,8 +15,8 @@ class InvalidField(ServingError):
         self.field, self.expected, self.found = field, expected, found
 
 
-class NotFound(ServingError):
-    """An unknown model or version."""
+class NotFound(InvalidField):
+    """An unknown model or version: names the field, what is served, what was asked for."""
 
 
 class Overloaded(ServingError):

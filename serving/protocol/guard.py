@@ -1,0 +1,103 @@
+"""The guard around every kunlun call: message size, readiness, and the error table.
+
+A server interceptor, so that servicer methods hold no error handling. gRPC's own receive limit
+answers with a bare RESOURCE_EXHAUSTED; ours sits below it and names the field, what was expected and
+what was found, before the message is parsed. Health and reflection pass untouched. Errors outside
+the table are logged with their traceback and leave as INTERNAL without their text.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from serving.core.errors import InvalidField, ServingError, Unready
+from serving.protocol.errors import code_of, message_of, trailing_details
+
+_LOG = logging.getLogger(__name__)
+_OURS = "/kunlun."
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+class CallObserver(Protocol):
+    """What the guard reports of every call."""
+
+    def called(self, method: str, code: str, seconds: float) -> None:
+        """One finished call."""
+        ...
+
+    def rejected(self, error: Exception) -> None:
+        """A call that ended with an error of the table."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Unusable:
+    """Stands in for a message that was too large or did not parse, until the handler runs."""
+
+    error: InvalidField
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Owns whether calls are accepted (`ready`); set by the server after warm-up."""
+
+    def __init__(self, max_message_bytes: int, observer: CallObserver) -> None:
+        self._max_bytes, self._observer = max_message_bytes, observer
+        self.ready = False
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handlers of our services."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or handler.unary_unary is None or not method.startswith(_OURS):
+            return handler
+        return grpc.unary_unary_rpc_method_handler(
+            self._guarded(method.rsplit("/", 1)[-1], handler.unary_unary),
+            request_deserializer=self._bounded(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+
+    def _bounded(self, parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+        def parse_bounded(data: bytes) -> Any:
+            if len(data) > self._max_bytes:
+                return _Unusable(InvalidField("message", f"at most {self._max_bytes} bytes", f"{len(data)} bytes"))
+            try:
+                return parse(data) if parse is not None else data
+            except DecodeError:
+                return _Unusable(InvalidField("message", "a message of the kunlun.v1 API", "bytes that do not parse"))
+
+        return parse_bounded
+
+    def _guarded(self, method: str, handler: Handler) -> Handler:
+        async def call(request: Any, context: Any) -> Any:
+            began, code = time.perf_counter(), grpc.StatusCode.CANCELLED
+            try:
+                if isinstance(request, _Unusable):
+                    raise request.error
+                if not self.ready:
+                    raise Unready("the server is starting or stopping")
+                response = await handler(request, context)
+                code = grpc.StatusCode.OK
+                return response
+            except Exception as error:
+                code = code_of(error)
+                if code is grpc.StatusCode.INTERNAL:
+                    _LOG.exception("%s failed", method)
+                elif isinstance(error, ServingError):
+                    self._observer.rejected(error)
+                await context.abort(code, message_of(error), trailing_details(error))
+            finally:
+                self._observer.called(method, code.name, time.perf_counter() - began)
+
+        return call
