@@ -42,13 +42,13 @@ class NEState:
     @classmethod
     def of_impressions(cls, predictions: NDArray[np.floating]) -> NEState:
         """Impressions shown, not yet known to be positive; predictions [N]."""
-        p = _clipped(predictions)
+        p = clipped(predictions)
         return cls(examples=float(len(p)), predictions=float(p.sum()), negative_loss=float(-np.log1p(-p).sum()))
 
     @classmethod
     def of_positives(cls, predictions: NDArray[np.floating]) -> NEState:
         """Positives among impressions that were already counted; predictions [N]."""
-        p = _clipped(predictions)
+        p = clipped(predictions)
         correction = np.log1p(-p) - np.log(p)
         return cls(
             positives=float(len(p)),
@@ -87,5 +87,6 @@ class NEState:
         return self.predictions / self.positives if self.positives else math.nan
 
 
-def _clipped(predictions: NDArray[np.floating]) -> NDArray[np.float64]:
+def clipped(predictions: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities kept away from 0 and 1, so that one certain mistake cannot make a log-loss infinite."""
     return np.clip(np.asarray(predictions, dtype=np.float64), _CLIP, 1 - _CLIP)

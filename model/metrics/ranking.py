@@ -1,0 +1,104 @@
+"""Ranking and calibration figures that NE does not show: AUC, GAUC, NDCG@k, calibration error.
+
+Pure numpy over flat arrays of examples; called by `model.metrics.evaluate` and by benchmarks.
+Invariant: ties never help or hurt. Equal scores share their rank in AUC and their expected gain in
+NDCG, so a constant prediction gets an AUC of 0.5 and the NDCG of a random order. Cost: one sort.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+def auc(scores: Floats, labels: Floats) -> float:
+    """Area under the ROC curve; scores and labels [N]; NaN while one class is missing."""
+    return float(grouped_auc(scores, labels, np.zeros(len(scores), dtype=np.int64), 1)[0])
+
+
+def grouped_auc(scores: Floats, labels: Floats, groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """AUC inside each group, [count]; NaN for groups with one class only. Groups [N] are numbered from 0."""
+    positive = np.asarray(labels) > 0
+    order = np.lexsort((scores, groups))
+    ranks = np.empty(len(order), dtype=np.float64)
+    ranks[order] = _midranks(np.asarray(scores)[order], groups[order])
+    positives = np.bincount(groups, weights=positive, minlength=count)
+    negatives = np.bincount(groups, minlength=count) - positives
+    rank_sum = np.bincount(groups, weights=ranks * positive, minlength=count)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((rank_sum - positives * (positives + 1) / 2) / (positives * negatives), dtype=np.float64)
+
+
+def gauc(scores: Floats, labels: Floats, users: NDArray[np.int64]) -> float:
+    """AUC per user, weighted by the user's impressions, over users with both classes; NaN if there are none."""
+    count = int(users.max()) + 1 if len(users) else 0
+    per_user = grouped_auc(scores, labels, users, count)
+    weights = np.where(np.isnan(per_user), 0, np.bincount(users, minlength=count))
+    return float(np.nansum(per_user * weights) / weights.sum()) if weights.sum() else math.nan
+
+
+def ndcg_per_request(scores: Floats, labels: Floats, offsets: NDArray[np.int64], k: int = 10) -> NDArray[np.float64]:
+    """NDCG@k with binary gains per request [R]; NaN for requests without a positive (they have no ideal order).
+
+    Request r owns rows offsets[r]:offsets[r+1]. Tied scores get the average discount of the places they share
+    (McSherry and Najork 2008), so the order of the input does not matter.
+    """
+    lengths = np.diff(offsets)
+    request = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((-np.asarray(scores, dtype=np.float64), request))
+    place = np.arange(len(order)) - np.repeat(offsets[:-1], lengths)
+    discounts = np.zeros(int(lengths.max(initial=0)) + 1)
+    discounts[:k] = (1 / np.log2(np.arange(len(discounts)) + 2))[:k]
+    tie = _tie_numbers(np.asarray(scores)[order], request)
+    shared = np.bincount(tie, weights=discounts[place]) / np.maximum(np.bincount(tie), 1)
+    gain = np.bincount(request, weights=shared[tie] * (np.asarray(labels)[order] > 0), minlength=len(lengths))
+    positives = np.bincount(request, weights=np.asarray(labels) > 0, minlength=len(lengths)).astype(np.int64)
+    ideal = np.concatenate([[0.0], np.cumsum(discounts)])[positives]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(positives > 0, gain / np.where(positives > 0, ideal, 1), np.nan), dtype=np.float64)
+
+
+def ndcg(scores: Floats, labels: Floats, offsets: NDArray[np.int64], k: int = 10) -> float:
+    """Mean NDCG@k over the requests with at least one positive; NaN if there are none."""
+    per_request = ndcg_per_request(scores, labels, offsets, k)
+    return float(np.nanmean(per_request)) if np.any(~np.isnan(per_request)) else math.nan
+
+
+def calibration_bins(predictions: Floats, bins: int = 20) -> NDArray[np.int64]:
+    """Bin of every prediction: `bins` bins of equal population by rank; equal predictions share a bin."""
+    _, value, counts = np.unique(predictions, return_inverse=True, return_counts=True)
+    start = np.cumsum(counts) - counts
+    return np.asarray((start * bins // max(len(predictions), 1))[value], dtype=np.int64)
+
+
+def expected_calibration_error(predictions: Floats, labels: Floats, bins: int = 20) -> float:
+    """Mean over examples of |average prediction - average label| of their bin; NaN without examples."""
+    if not len(predictions):
+        return math.nan
+    bin_of = calibration_bins(predictions, bins)
+    gap = np.bincount(bin_of, weights=np.asarray(predictions, dtype=np.float64) - np.asarray(labels))
+    return float(np.abs(gap).sum() / len(predictions))
+
+
+def _tie_numbers(scores: Floats, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number of the tie each row of sorted (group, score) rows belongs to."""
+    changed = np.ones(len(scores), dtype=bool)
+    changed[1:] = (scores[1:] != scores[:-1]) | (groups[1:] != groups[:-1])
+    return np.cumsum(changed) - 1
+
+
+def _midranks(scores: Floats, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """1-based ranks inside each group of rows sorted by (group, score); ties share the average rank."""
+    if not len(scores):
+        return np.empty(0)
+    tie = _tie_numbers(scores, groups)
+    counts = np.bincount(tie)
+    last = np.cumsum(counts)
+    middle = last - (counts - 1) / 2
+    starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
+    before = np.repeat(starts, np.diff(np.append(starts, len(groups))))
+    return np.asarray(middle[tie] - before, dtype=np.float64)
