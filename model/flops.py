@@ -93,8 +93,15 @@ class FlopModel:
         """Inverse of `to_json`; raises `ValueError` for formulas of another version."""
         if data.get("formula_version") != FORMULA_VERSION:
             raise ValueError(f"flops.formula_version: expected {FORMULA_VERSION}, found {data.get('formula_version')!r}")
-        widths = ("user_inputs", "item_inputs", "context_inputs", "tasks")
-        return cls(config, *(int(data[w]) for w in widths), dict(data["event_inputs"]), dict(data["caps"]))
+        return cls(
+            config,
+            user_inputs=int(data["user_inputs"]),
+            item_inputs=int(data["item_inputs"]),
+            context_inputs=int(data["context_inputs"]),
+            tasks=int(data["tasks"]),
+            event_inputs=dict(data["event_inputs"]),
+            caps=dict(data["caps"]),
+        )
 
     def _encode_terms(self, lengths: Mapping[str, int], executed: bool) -> Iterator[tuple[str, float]]:
         config = self.config

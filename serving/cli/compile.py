@@ -1,0 +1,78 @@
+"""`kunlun compile`: portable artifact → compiled engine in the engine cache, checked against the torch twin."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from kunlun.cli import Command, UsageError
+from model.artifact import ArtifactError, open_artifact
+from serving.engines.cache import default_cache
+from serving.engines.open import TARGETS, BuiltEngine, build_engine
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("artifact", type=Path, help="version directory: <repository>/<model>/<version>")
+    parser.add_argument("--target", choices=TARGETS, default="openvino", help="engine to compile for (default: openvino)")
+    parser.add_argument("--precision", choices=("auto", "f32", "bf16"), default="auto", help="auto: bf16 where the CPU has it")
+    parser.add_argument("--cache", type=Path, help="engine cache (default: <repository>/.engines)")
+    parser.add_argument("--threads", type=int, default=1, help="threads per engine slot (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compile and report; 1 when the engine does not compute what the twin computed."""
+    if arguments.threads < 1:
+        raise UsageError(f"--threads: expected at least 1, found {arguments.threads}")
+    try:
+        artifact = open_artifact(arguments.artifact)
+        cache = arguments.cache or default_cache(artifact)
+        built = build_engine(
+            artifact, target=arguments.target, cache=cache, precision=arguments.precision, threads=arguments.threads
+        )
+    except ArtifactError as error:
+        print(f"kunlun compile: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(_report(built)) if arguments.json else _text(built))
+    if built.path is None:
+        print(
+            f"kunlun compile: parity: expected errors of at most {built.parity.gate:g}, found "
+            f"{built.parity.max_probability_error:.3g} (probability) and {built.parity.max_state_error:.3g} (state); "
+            "nothing was published",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _report(built: BuiltEngine) -> dict[str, object]:
+    return {
+        "engine": str(built.path) if built.path else None,
+        "target": built.identity.target,
+        "device": built.identity.device,
+        "precision": built.identity.precision,
+        "threads": built.identity.threads,
+        "parity": built.parity.model_dump() | {"passed": built.parity.passed},
+        "compile_seconds": round(built.compile_seconds, 3),
+        "device_peak_gflops": round(built.device_peak_flops / 1e9, 2),
+    }
+
+
+def _text(built: BuiltEngine) -> str:
+    identity, parity = built.identity, built.parity
+    return "\n".join(
+        [
+            f"target      {identity.target} on {identity.device}, {identity.precision}, {identity.threads} thread(s) per slot",
+            f"compiled    {built.compile_seconds:.2f} s",
+            f"parity      max |Δ probability| {parity.max_probability_error:.2e}, max |Δ state| {parity.max_state_error:.2e}"
+            f" (gate {parity.gate:g}): {'passed' if parity.passed else 'FAILED'}",
+            f"peak        {built.device_peak_flops / 1e9:.1f} GFLOP/s per slot (matrix product in this engine)",
+            f"engine      {built.path or 'not published'}",
+        ]
+    )
+
+
+command = Command("compile an artifact for this machine's hardware and check it against the torch twin", configure, run)

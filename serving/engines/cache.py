@@ -1,0 +1,162 @@
+"""The engine cache: compiled graphs beside the repository, each entry with its own manifest.
+
+Layout: ``<cache>/<model>-<version>-<key>/{engine.json, the target's files}``,
+where the key is a digest of everything the files depend on (`EngineIdentity`). Written by
+`kunlun compile`, read by `open_engine`. Entries are immutable and published atomically.
+
+Invariant: the loader fails closed. An entry that differs in any field of its identity, or whose
+files differ from their digests, is never run; the error names the field and the command to repeat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from model.artifact import Artifact, ArtifactError, file_digests, published_atomically, sha256_of
+from model.config import StrictModel
+from model.signature import ENCODE_USER, SCORE_CANDIDATES
+
+ENGINE_MANIFEST = "engine.json"
+Precision = Literal["f32", "bf16"]
+GRAPHS = (ENCODE_USER, SCORE_CANDIDATES)
+
+
+class EngineIdentity(StrictModel):
+    """Everything compiled files depend on; two engines with equal identities are interchangeable."""
+
+    artifact_digest: str
+    target: str
+    device: str
+    libraries: dict[str, str]
+    precision: Precision
+    threads: Annotated[int, Field(ge=1)]
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits naming the entry."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class ParityFigures(StrictModel):
+    """Largest differences between the engine and the torch twin on the golden batch."""
+
+    max_probability_error: float
+    max_state_error: float
+    gate: float
+
+    @property
+    def passed(self) -> bool:
+        """Both below the gate (states relative to their largest value); NaN fails."""
+        return self.max_probability_error <= self.gate and self.max_state_error <= self.gate
+
+
+class EngineManifest(StrictModel):
+    """What a cache entry says about itself."""
+
+    format_version: Literal[1] = 1
+    identity: EngineIdentity
+    parity: ParityFigures
+    device_peak_flops: Annotated[float, Field(gt=0)]
+    compile_seconds: float
+    files: dict[str, str]
+
+
+def default_cache(artifact: Artifact) -> Path:
+    """``<repository>/.engines`` of an artifact at ``<repository>/<model>/<version>``."""
+    return artifact.path.resolve().parent.parent / ".engines"
+
+
+def entry_path(cache: Path, artifact: Artifact, identity: EngineIdentity) -> Path:
+    """Where the entry of an identity lives."""
+    return cache / f"{artifact.manifest.model}-{artifact.manifest.version}-{identity.key}"
+
+
+def publish(
+    cache: Path,
+    artifact: Artifact,
+    identity: EngineIdentity,
+    compiled: Path,
+    parity: ParityFigures,
+    device_peak_flops: float,
+    compile_seconds: float,
+) -> Path:
+    """Publish the files of directory `compiled` (an older entry of the same identity is replaced); returns its path."""
+    target = entry_path(cache, artifact, identity)
+    cache.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    with published_atomically(target) as aside:
+        for file in sorted(compiled.iterdir()):
+            shutil.copyfile(file, aside / file.name)
+        manifest = EngineManifest(
+            identity=identity,
+            parity=parity,
+            device_peak_flops=device_peak_flops,
+            compile_seconds=compile_seconds,
+            files=file_digests(aside),
+        )
+        text = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
+        (aside / ENGINE_MANIFEST).write_text(text, encoding="utf-8")
+    return target
+
+
+def load(cache: Path, artifact: Artifact, wanted: EngineIdentity) -> tuple[Path, EngineManifest]:
+    """The verified entry of `wanted`; raises `ArtifactError` saying what differs and how to rebuild."""
+    path = entry_path(cache, artifact, wanted)
+    if not (path / ENGINE_MANIFEST).is_file():
+        raise ArtifactError(f"{_difference(cache, artifact, wanted)}; {rebuild_hint(cache, artifact, wanted)}")
+    manifest = _read(path)
+    if manifest is None or manifest.identity != wanted:
+        raise ArtifactError(f"{path / ENGINE_MANIFEST}: is damaged; {rebuild_hint(cache, artifact, wanted)}")
+    for name, expected in manifest.files.items():
+        if not (path / name).is_file() or sha256_of(path / name) != expected:
+            raise ArtifactError(
+                f"{path}: files.{name} differs from its SHA-256 in {ENGINE_MANIFEST}; {rebuild_hint(cache, artifact, wanted)}"
+            )
+    if not manifest.parity.passed:
+        raise ArtifactError(
+            f"{path}: parity: expected at most {manifest.parity.gate:g}, found a probability error of "
+            f"{manifest.parity.max_probability_error:g} and a state error of {manifest.parity.max_state_error:g}; export again"
+        )
+    return path, manifest
+
+
+def rebuild_hint(cache: Path, artifact: Artifact, wanted: EngineIdentity) -> str:
+    """The command that builds the missing entry."""
+    where = "" if cache.resolve() == default_cache(artifact) else f" --cache {cache}"
+    return (
+        f"run `kunlun compile {artifact.path} --target {wanted.target} --precision {wanted.precision} "
+        f"--threads {wanted.threads}{where}`"
+    )
+
+
+def _difference(cache: Path, artifact: Artifact, wanted: EngineIdentity) -> str:
+    """Why no entry fits: the first field in which the nearest entry of this version differs, or that there is none."""
+    prefix = f"{artifact.manifest.model}-{artifact.manifest.version}-"
+    found = [m for p in sorted(cache.glob(f"{prefix}*")) if (m := _read(p)) is not None] if cache.is_dir() else []
+    if not found:
+        return f"{cache}: no compiled engine for {artifact.manifest.model} version {artifact.manifest.version}"
+    nearest = min((_differing(m.identity, wanted) for m in found), key=len)
+    field, expected, seen = nearest[0]
+    which = f"{artifact.manifest.model} version {artifact.manifest.version}"
+    return f"{cache}: compiled engine of {which}: {field}: expected {expected}, found {seen}"
+
+
+def _differing(found: EngineIdentity, wanted: EngineIdentity) -> list[tuple[str, str, str]]:
+    ours, theirs = wanted.model_dump(), found.model_dump()
+    return [(name, str(ours[name]), str(theirs[name])) for name in ours if ours[name] != theirs[name]] or [
+        ("engine.json", "a readable entry", "none")
+    ]
+
+
+def _read(path: Path) -> EngineManifest | None:
+    try:
+        return EngineManifest.model_validate_json((path / ENGINE_MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return None

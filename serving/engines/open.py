@@ -1,0 +1,83 @@
+"""Opens the compiled engine of an artifact, or builds it: the one place that knows which engines exist.
+
+`open_engine` (serving) only loads from the engine cache and fails closed; `build_engine`
+(`kunlun compile`) compiles, checks parity against the torch twin, measures the peak and publishes.
+Engine libraries are imported only when asked for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.artifact import Artifact, ArtifactError
+from serving.engines import cache as engine_cache
+from serving.engines.base import Engine
+from serving.engines.parity import check_parity
+
+TARGETS = ("openvino",)
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """Outcome of a build; `path` is None when parity failed and nothing was published."""
+
+    path: Path | None
+    identity: engine_cache.EngineIdentity
+    parity: engine_cache.ParityFigures
+    device_peak_flops: float
+    compile_seconds: float
+
+
+def open_engine(
+    artifact: Artifact,
+    *,
+    engine: str = "openvino",
+    cache: Path,
+    precision: str = "auto",
+    threads_per_slot: int,
+    slots: int,
+) -> Engine:
+    """The cached engine of `artifact`, for `slots` sessions of `threads_per_slot` threads; raises `ArtifactError`."""
+    _known(engine)
+    if slots < 1:
+        raise ValueError(f"slots: expected at least 1, found {slots}")
+    from serving.engines import openvino_engine
+
+    wanted = openvino_engine.identity(artifact, precision=precision, threads=threads_per_slot)
+    entry, manifest = engine_cache.load(cache, artifact, wanted)
+    return openvino_engine.OpenVinoEngine(
+        entry,
+        precision=wanted.precision,
+        threads=wanted.threads,
+        device_peak_flops=manifest.device_peak_flops,
+    )
+
+
+def build_engine(artifact: Artifact, *, target: str = "openvino", cache: Path, precision: str, threads: int) -> BuiltEngine:
+    """Compile, check parity, measure the peak, publish. Nothing is published when parity fails."""
+    _known(target)
+    from serving.engines import openvino_engine
+
+    wanted = openvino_engine.identity(artifact, precision=precision, threads=threads)
+    peak = openvino_engine.measure_peak_flops(wanted.precision, threads)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="kunlun-compile-") as converted:
+        openvino_engine.convert_graphs(artifact, Path(converted))
+        engine = openvino_engine.OpenVinoEngine(
+            Path(converted), precision=wanted.precision, threads=threads, device_peak_flops=peak
+        )
+        session = engine.open_session()
+        seconds = time.perf_counter() - started
+        parity = check_parity(session, engine.precision, artifact)
+        if not parity.passed:
+            return BuiltEngine(None, wanted, parity, peak, seconds)
+        path = engine_cache.publish(cache, artifact, wanted, Path(converted), parity, peak, seconds)
+    return BuiltEngine(path, wanted, parity, peak, seconds)
+
+
+def _known(engine: str) -> None:
+    if engine not in TARGETS:
+        raise ArtifactError(f"engine: expected one of {', '.join(TARGETS)}, found {engine!r}")

@@ -1,0 +1,141 @@
+"""The OpenVINO engine for CPUs.
+
+Owns conversion of the two portable graphs to OpenVINO's own form, their compilation, and sessions.
+Every session owns its compiled models: on CPUs two one-thread models in two threads beat one
+two-thread model. The GIL is released while a graph runs.
+
+Traps that shape this file: `export_model` and `import_model` (2026.4) lose the settings of fused
+rotary nodes and then compute wrong states without a word, so the cache holds the converted graphs
+and sessions compile them (about a second each); the first use of an input shape costs about one
+extra inference (the scheduler warms every bucket); `share_inputs` requests cannot grow their
+shapes, so inputs are copied; bf16 is chosen silently where the CPU has it, so precision is always set.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13
+
+from model.artifact import Artifact, ArtifactError
+from serving.engines.base import Tensors
+from serving.engines.cache import GRAPHS, EngineIdentity, Precision
+
+TARGET = "openvino"
+PROBE_ROWS, PROBE_WIDTH, PROBE_RUNS = 512, 1024, 15
+
+
+class OpenVinoSession:
+    """One execution context of both graphs; used by one thread at a time."""
+
+    def __init__(self, models: Mapping[str, Any]) -> None:
+        self._requests = {graph: model.create_infer_request() for graph, model in models.items()}
+        self._outputs = {graph: [port.get_any_name() for port in model.outputs] for graph, model in models.items()}
+
+    def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        """Run `graph`; the outputs are copies."""
+        results = self._requests[graph].infer(inputs, share_inputs=False, share_outputs=False)
+        return dict(zip(self._outputs[graph], results.to_tuple(), strict=True))
+
+
+class OpenVinoEngine:
+    """Converted graphs of one artifact, compiled once per session."""
+
+    name = TARGET
+
+    def __init__(self, directory: Path, *, precision: str, threads: int, device_peak_flops: float) -> None:
+        self.precision, self.threads, self.device_peak_flops = precision, threads, device_peak_flops
+        core = ov.Core()
+        self._models = {graph: core.read_model(directory / f"{graph}.xml") for graph in GRAPHS}
+
+    def open_session(self) -> OpenVinoSession:
+        """Compile both graphs once more: sessions share nothing and run in parallel."""
+        if not self._models:
+            raise RuntimeError("the engine is closed")
+        core, settings = ov.Core(), cpu_settings(self.precision, self.threads)
+        return OpenVinoSession({graph: core.compile_model(model, "CPU", settings) for graph, model in self._models.items()})
+
+    def close(self) -> None:
+        """Drop the graphs; sessions free their memory when they are dropped."""
+        self._models = {}
+
+
+def convert_graphs(artifact: Artifact, directory: Path) -> None:
+    """Write both graphs in OpenVINO's own form, weights in full precision."""
+    core = ov.Core()
+    for graph in GRAPHS:
+        ov.save_model(core.read_model(artifact.graph(graph)), directory / f"{graph}.xml", compress_to_fp16=False)
+
+
+def identity(artifact: Artifact, *, precision: str, threads: int) -> EngineIdentity:
+    """What a compiled engine of `artifact` on this machine depends on; resolves precision `auto`."""
+    core = ov.Core()
+    return EngineIdentity(
+        artifact_digest=artifact.digest,
+        target=TARGET,
+        device=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip() + _instruction_sets(core),
+        libraries={"openvino": str(ov.__version__)},
+        precision=resolve_precision(precision),
+        threads=threads,
+    )
+
+
+def resolve_precision(precision: str) -> Precision:
+    """`auto` is bf16 where the CPU multiplies it natively, f32 elsewhere; raises `ArtifactError` for what it cannot do.
+
+    OpenVINO would run f32 under the name of bf16 on a CPU without it.
+    """
+    has_bf16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    match precision:
+        case "auto":
+            return "bf16" if has_bf16 else "f32"
+        case "f32":
+            return "f32"
+        case "bf16" if has_bf16:
+            return "bf16"
+        case "bf16":
+            raise ArtifactError("precision: expected f32 (or auto) on this CPU, found bf16, which it has no instructions for")
+    raise ArtifactError(f"precision: expected auto, f32 or bf16, found {precision!r}")
+
+
+def cpu_settings(precision: str, threads: int) -> dict[str, Any]:
+    """Plug-in settings of one session."""
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def measure_peak_flops(precision: str, threads: int) -> float:
+    """Matrix-product FLOP/s of this engine at the session's precision and threads: the denominator of MFU.
+
+    A constant-weight product of a batch's size; the median run, so that a neighbour's noise neither
+    raises nor lowers it much.
+    """
+    rng = np.random.default_rng(0)
+    left = opset13.parameter([PROBE_ROWS, PROBE_WIDTH], np.float32)
+    weights = opset13.constant(rng.standard_normal((PROBE_WIDTH, PROBE_WIDTH)).astype(np.float32))
+    model = ov.Model([opset13.matmul(left, weights, False, False)], [left], "probe")
+    request = ov.Core().compile_model(model, "CPU", cpu_settings(precision, threads)).create_infer_request()
+    x = rng.standard_normal((PROBE_ROWS, PROBE_WIDTH)).astype(np.float32)
+    seconds = []
+    for _ in range(PROBE_RUNS):
+        started = time.perf_counter()
+        request.infer([x])
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * PROBE_ROWS * PROBE_WIDTH**2 / statistics.median(seconds)
+
+
+def _instruction_sets(core: ov.Core) -> str:
+    """Capabilities beside the marketing name: virtual machines often hide the model behind one name."""
+    return " [" + " ".join(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))) + "]"

@@ -1,0 +1,137 @@
+"""A complete artifact with random weights: real graphs, tables, vocabularies and golden batch, no training.
+
+Needs torch (tests only). Building one takes a few seconds; share it through a session fixture.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
+
+from model.artifact import MANIFEST, Artifact, Calibration, Manifest, TensorLayout, file_digests, open_artifact
+from model.config import parse_yaml
+from model.export.graphs import WEIGHTS, export_graph, externalize
+from model.export.writer import TABLES, example_inputs
+from model.features import FeatureEncoder, FeatureLayout, FeatureStats
+from model.flops import flop_model
+from model.model_config import load_preset
+from model.ranker import KunlunRanker
+from model.schema import Schema
+from model.signature import GraphSignature, state_bytes, state_specs
+
+SCHEMA = """
+name: everything
+tables:
+  item: {width: 16}
+  genre: {width: 4}
+  surface: {width: 4, encoding: {kind: hash, buckets: 50}}
+item: {id_type: int64, table: item}
+user:
+  - {name: country, kind: categorical, table: surface}
+  - {name: age, kind: numeric, buckets: {boundaries: [18, 30, 50], width: 3}}
+context:
+  - {name: surface, kind: categorical, table: surface}
+  - {name: since, kind: numeric, log1p: true, derived: seconds_since_newest_event}
+item_features:
+  - {name: genres, kind: multi, id_type: int64, table: genre, max_values: 4}
+  - {name: popularity, kind: numeric, log1p: true}
+request_columns: [bid]
+events:
+  - {name: click, cap: 32, attributes: [{name: dwell, kind: numeric}]}
+  - {name: impression, cap: 64, attributes: [{name: where, kind: categorical, table: surface}], min_fold_interval_s: 60}
+tasks: [{name: click}, {name: like, weight: 0.5}]
+value: bid * p_click + p_like
+slice: surface
+"""
+ITEMS = 1000
+"""Item ids 1 … 1000 are in the vocabulary (and genres 1 … 20)."""
+
+
+def build_artifact(repository: Path, *, preset: str = "tiny", version: str = "1", seed: int = 0) -> Artifact:
+    """Write ``<repository>/random/<version>`` and open it."""
+    torch.manual_seed(seed)
+    schema, config = parse_yaml(Schema, SCHEMA), load_preset(preset)
+    numeric = {"context.since": (5.0, 2.0), "item.popularity": (2.0, 1.0), "click.dwell": (3.0, 2.0)}
+    vocabularies = {"item": np.arange(1, ITEMS + 1, dtype=np.int64), "genre": np.arange(1, 21, dtype=np.int64)}
+    stats = FeatureStats(numeric, {"user.age": (18.0, 30.0, 50.0)}, vocabularies)
+    rows = FeatureEncoder(schema, stats).table_rows()
+    model = KunlunRanker(schema, config, rows).eval()
+    calibration = {"click": Calibration(scale=0.9, shift=-0.5), "like": Calibration(negative_rate=0.5)}
+    model.score_candidates.calibrate([calibration[t.name] for t in schema.tasks])
+    path = repository / "random" / version
+    for folder in ("graphs", "tables"):
+        (path / folder).mkdir(parents=True)
+    dense = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith(TABLES)}
+    save_file(dense, path / "graphs" / WEIGHTS)
+    for module in (model.encode_user, model.score_candidates):
+        proto = export_graph(module, module.signature, example_inputs(module.signature))
+        externalize(proto, module.signature.name, path / "graphs" / WEIGHTS)
+        onnx.save(proto, path / "graphs" / f"{module.signature.name}.onnx")
+    rng = np.random.default_rng(seed)
+    for table, width in FeatureLayout(schema).table_widths().items():
+        np.save(path / "tables" / f"{table}.npy", rng.standard_normal((rows[table], width)).astype(np.float32) * 0.5)
+    save_arrays(vocabularies, path / "vocabularies.safetensors")
+    prior = {"keys": np.arange(1, ITEMS + 1), "rates": rng.uniform(0.01, 0.2, (ITEMS, 2)).astype(np.float32)}
+    save_arrays(prior | {"default": np.full(2, 0.05, np.float32)}, path / "prior.safetensors")
+    save_arrays(golden_batch(model, rng), path / "golden.safetensors")
+    manifest = Manifest(
+        model="random",
+        version=version,
+        schema_=schema,
+        schema_digest=schema.digest,
+        config=config,
+        feature_stats=stats.to_json(),
+        table_rows=rows,
+        user_state=tuple(TensorLayout(name=s.name, shape=s.shape[1:]) for s in state_specs(config, "U")),
+        user_state_bytes=state_bytes(config),
+        flops=flop_model(schema, config).to_json(),
+        calibration=calibration,
+        evaluation={},
+        base_rates={"click": 0.05, "like": 0.05},
+        files=file_digests(path),
+        provenance={},
+    )
+    (path / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json")))
+    return open_artifact(path)
+
+
+def random_inputs(signature: GraphSignature, sizes: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random inputs of a graph: history lengths inside their padding, padded steps zero, candidates spread over requests."""
+    tensors: dict[str, np.ndarray] = {}
+    for spec in signature.inputs:
+        shape = [sizes[s] if isinstance(s, str) else s for s in spec.shape]
+        if spec.name == "request_index":
+            tensors[spec.name] = rng.integers(0, sizes["R"], shape)
+        elif spec.name.endswith("_length"):
+            tensors[spec.name] = rng.integers(0, sizes["T_" + spec.name.removesuffix("_length")] + 1, shape)
+        else:
+            tensors[spec.name] = rng.standard_normal(shape).astype(np.float32)
+    for name, lengths in tensors.items():
+        if name.endswith("_length"):
+            event = name.removesuffix("_length")
+            past = np.arange(sizes[f"T_{event}"])[None, :] >= lengths[:, None]
+            for part in ("rows", "dense", "age"):
+                tensors[f"{event}_{part}"][past] = 0.0
+            tensors[f"{event}_age"] = np.abs(tensors[f"{event}_age"]) * 1000
+    return tensors
+
+
+@torch.no_grad()
+def golden_batch(model: KunlunRanker, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random inputs and the twin's outputs of both graphs."""
+    encode, score = model.encode_user, model.score_candidates
+    first = random_inputs(encode.signature, {"U": 5, "T_click": 32, "T_impression": 64}, rng)
+    states = encode(*(torch.from_numpy(first[s.name]) for s in encode.signature.inputs))
+    second = random_inputs(score.signature, {"R": 5, "C": 40}, rng)
+    second |= {spec.name: state.numpy() for spec, state in zip(encode.signature.outputs, states, strict=True)}
+    outputs = score(*(torch.from_numpy(second[s.name]) for s in score.signature.inputs))
+    tensors = {f"encode_user/{k}": v for k, v in first.items()} | {f"score_candidates/{k}": v for k, v in second.items()}
+    tensors |= {f"encode_user/{s.name}": t.numpy() for s, t in zip(encode.signature.outputs, states, strict=True)}
+    tensors |= {f"score_candidates/{s.name}": t.numpy() for s, t in zip(score.signature.outputs, outputs, strict=True)}
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
