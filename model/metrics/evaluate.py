@@ -96,7 +96,7 @@ def task_draws(
     user, users = user_of_request[request], len(present)
     sums = _sums_per_user(p, y, user, users) | _ndcg_sums(p, y, request, user_of_request, users)
     if log.truth is not None:
-        sums["bayes_loss"] = np.bincount(user, weights=_loss(log.truth[known, task], y), minlength=users)
+        sums["bayes_loss"] = _added(user, _loss(log.truth[known, task], y), users)
     drawn = np.concatenate([np.ones((1, users)), resamples(users, count, seed)])  # row 0 is the log itself
     figures = _figures({name: drawn @ column for name, column in sums.items()})
     figures["auc"] = resampled_auc(p, y, user, drawn)
@@ -117,9 +117,9 @@ def _sums_per_user(p: NDArray[np.float64], y: NDArray[np.float64], user: NDArray
     weight = np.where(np.isnan(own_auc), 0, examples)
     return {
         "examples": examples,
-        "positives": np.bincount(user, weights=y, minlength=users),
-        "predictions": np.bincount(user, weights=p, minlength=users),
-        "loss": np.bincount(user, weights=_loss(p, y), minlength=users),
+        "positives": _added(user, y, users),
+        "predictions": _added(user, p, users),
+        "loss": _added(user, _loss(p, y), users),
         "auc": np.nan_to_num(own_auc) * weight,
         "auc_weight": weight,
         "gaps": np.bincount(user * BINS + calibration_bins(p, BINS), weights=p - y, minlength=users * BINS).reshape(
@@ -134,8 +134,13 @@ def _ndcg_sums(
     offsets = np.searchsorted(request, np.arange(len(user_of_request) + 1)).astype(np.int64)
     per_request = ndcg_per_request(p, y, offsets, NDCG_AT)
     ranked = (~np.isnan(per_request)).astype(np.float64)
-    gains = np.bincount(user_of_request, weights=np.nan_to_num(per_request), minlength=users)
-    return {"ndcg": gains, "ranked": np.bincount(user_of_request, weights=ranked, minlength=users)}
+    gains = np.nan_to_num(per_request)
+    return {"ndcg": _added(user_of_request, gains, users), "ranked": _added(user_of_request, ranked, users)}
+
+
+def _added(index: NDArray[np.int64], values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Sums of `values` per index, [count]."""
+    return np.bincount(index, weights=values, minlength=count).astype(np.float64)
 
 
 def _figures(total: Sums) -> Sums:
