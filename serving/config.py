@@ -1,0 +1,167 @@
+"""Everything a server can be told: one frozen `ServerConfig` from YAML, command-line flags and secrets.
+
+The only module of the server that reads configuration files and the environment. Flags win over the
+file. Secrets (the receipt key, TLS keys) come from files or the environment, never from flags.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from model.artifact import list_versions
+from model.config import ConfigError, StrictModel, describe
+from serving.core.options import CoreOptions
+
+RECEIPT_KEY_VARIABLE = "KUNLUN_RECEIPT_KEY"
+MIN_KEY_BYTES = 16
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class TlsConfig(StrictModel):
+    """PEM files. With `client_ca`, callers must present a certificate that it signed (mutual TLS)."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+class ServerConfig(StrictModel):
+    """One serving process.
+
+    What is served: `repository` of artifacts, `model` (empty: the only one), `version` (empty: the
+    newest), `engine`, `engine_cache` (default: `.engines` in the repository), `precision` (`auto`: bf16
+    where the CPU has it), `slots` (0: as many as fill the CPUs), `threads_per_slot` (0: one).
+
+    Where: `host` and `port` (0: any free port, printed), `metrics_port` (0: any; null: off), `tls`.
+
+    State: `store` (`embedded` or a redis://, rediss:// or unix:// URL), `data_dir` of the embedded store
+    (none: its data ends with the process), `attribution_window_s` for outcomes.
+
+    Limits: `default_deadline_ms` for calls without one, `max_message_bytes` of a request,
+    `max_concurrent_calls`, `max_connection_age_s` (0: for ever) after which clients are asked to
+    reconnect, so that balancers rebalance.
+
+    Stopping: `shutdown_delay_s` between "not ready" and refusing new calls, `shutdown_grace_s` for
+    calls in flight. `receipt_key_file`: one key per line as `ID:KEY` or a single bare key; the first
+    signs, all verify. Without it the environment's KUNLUN_RECEIPT_KEY is used. `core`: see `CoreOptions`
+    (its `slots` follows from `slots` here).
+    """
+
+    repository: Path
+    model: str = ""
+    version: str = ""
+    engine: Literal["openvino"] = "openvino"
+    engine_cache: Path | None = None
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    slots: Annotated[int, Field(ge=0, le=1024)] = 0
+    threads_per_slot: Annotated[int, Field(ge=0, le=1024)] = 0
+
+    host: str = "127.0.0.1"
+    port: Port = 50_051
+    metrics_port: Port | None = 9464
+    tls: TlsConfig | None = None
+
+    store: str = "embedded"
+    data_dir: Path | None = None
+    attribution_window_s: Annotated[float, Field(gt=0)] = 7 * 86_400.0
+
+    default_deadline_ms: Annotated[int, Field(ge=1)] = 1000
+    max_message_bytes: Annotated[int, Field(ge=1024)] = 4 << 20
+    max_concurrent_calls: Annotated[int, Field(ge=1)] = 4096
+    max_connection_age_s: Annotated[float, Field(ge=0)] = 0.0
+
+    shutdown_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
+    receipt_key_file: Path | None = None
+    core: CoreOptions = CoreOptions()
+
+    @property
+    def core_options(self) -> CoreOptions:
+        """`core` with the number of slots filled in."""
+        return self.core.model_copy(update={"slots": self.slot_count})
+
+    @property
+    def slot_threads(self) -> int:
+        """Threads of one slot."""
+        return self.threads_per_slot or 1
+
+    @property
+    def slot_count(self) -> int:
+        """Slots, filled in from the CPUs this process may use."""
+        return self.slots or max(1, len(os.sched_getaffinity(0)) // self.slot_threads)
+
+
+def load_config(path: Path | None, flags: Mapping[str, Any]) -> ServerConfig:
+    """The file (if any) with `flags` laid over it (None: not given); raises `ConfigError`."""
+    source = str(path) if path is not None else "kunlun serve"
+    data: Any = {}
+    if path is not None:
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
+    try:
+        return ServerConfig.model_validate(data | {key: value for key, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(describe(error, ServerConfig, source)) from error
+
+
+def artifact_path(config: ServerConfig) -> Path:
+    """The version directory to serve; raises `ConfigError` naming what the repository holds."""
+    if not config.repository.is_dir():
+        raise ConfigError(f"repository: expected a directory of artifacts, found {str(config.repository)!r}")
+    models = {name: versions for name, versions in list_versions(config.repository).items() if versions}
+    if not models:
+        raise ConfigError(f"repository: expected at least one exported model in {config.repository}, found none")
+    if not config.model and len(models) > 1:
+        raise ConfigError(f"model: {config.repository} holds {', '.join(models)}; say which to serve")
+    name = config.model or next(iter(models))
+    if name not in models:
+        raise ConfigError(f"model: expected one of {', '.join(models)}, found {name!r}")
+    version = config.version or models[name][-1]
+    if version not in models[name]:
+        raise ConfigError(f"version: expected one of {', '.join(models[name])}, found {version!r}")
+    return config.repository / name / version
+
+
+def receipt_keys(config: ServerConfig, environment: Mapping[str, str] = os.environ) -> tuple[dict[int, bytes], int] | None:
+    """Receipt keys by id, and the id that signs; None when none is configured. Raises `ConfigError`."""
+    if config.receipt_key_file is not None:
+        source = str(config.receipt_key_file)
+        try:
+            text = config.receipt_key_file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"receipt_key_file: {source} cannot be read: {error.strerror}") from error
+    elif RECEIPT_KEY_VARIABLE in environment:
+        source, text = RECEIPT_KEY_VARIABLE, environment[RECEIPT_KEY_VARIABLE]
+    else:
+        return None
+    keys: dict[int, bytes] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        head, colon, tail = line.partition(":")
+        identity, key = (int(head), tail) if colon and head.isdecimal() else (0, line)
+        if identity > 255 or identity in keys or len(key.encode()) < MIN_KEY_BYTES:
+            raise ConfigError(
+                f"{source}: expected lines ID:KEY with distinct ids of 0 to 255 and keys of at least {MIN_KEY_BYTES} bytes, "
+                f"found id {identity} with {len(key.encode())} bytes"
+            )
+        keys[identity] = key.encode()
+    if not keys:
+        raise ConfigError(f"{source}: expected a receipt key, found nothing")
+    return keys, next(iter(keys))
+
+
+def random_receipt_keys() -> tuple[dict[int, bytes], int]:
+    """A key of this process alone: its receipts are rejected by other replicas and after a restart."""
+    return {0: secrets.token_bytes(32)}, 0

@@ -1,0 +1,211 @@
+"""The serving process: opens its parts in order, serves, and closes them in reverse.
+
+Owns the life cycle. Starting: artifact, engine, store, core, listeners (health NOT_SERVING), warm-up,
+then ready. Stopping (SIGTERM or SIGINT; a second one ends the process at once): health NOT_SERVING,
+no new calls, calls in flight finish, the core drains, the store closes. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import grpc.aio
+from prometheus_client import start_http_server
+
+from kunlun.v1 import events_pb2_grpc, feedback_pb2_grpc, ranker_pb2_grpc
+from model.artifact import Artifact, open_artifact
+from model.config import ConfigError
+from serving.config import ServerConfig, artifact_path, random_receipt_keys, receipt_keys
+from serving.core.ranker import Ranker
+from serving.engines.base import Engine
+from serving.engines.cache import default_cache
+from serving.engines.open import open_engine
+from serving.feedback.consumer import OutcomeConsumer
+from serving.feedback.online_ne import OnlineNE
+from serving.feedback.receipt import ReceiptSigner
+from serving.metrics.online_ne import OnlineNECollector
+from serving.metrics.serving_metrics import ServingMetrics
+from serving.protocol.event_messages import EventMessages
+from serving.protocol.events_service import EventsService
+from serving.protocol.feedback_service import FeedbackService
+from serving.protocol.guard import Guard
+from serving.protocol.outcome_messages import OutcomeMessages
+from serving.protocol.rank_messages import RankMessages
+from serving.protocol.ranker_service import RankerService
+from serving.store.base import FeatureStore
+from serving.store.open import open_store
+from serving.transport import Health, bind, open_grpc_server
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a running server listens; `metrics` is empty when off."""
+
+    grpc: str
+    metrics: str
+    model: str
+    version: str
+
+
+async def serve(config: ServerConfig, ready: Callable[[Addresses], None]) -> None:
+    """Serve until SIGTERM or SIGINT; calls `ready` once warm. Raises `ConfigError`, `ArtifactError`, `StoreUnavailable`."""
+    stop = asyncio.Event()
+    with _stopped_by_signals(stop):
+        async with running_server(config) as addresses:
+            if not stop.is_set():
+                ready(addresses)
+            await stop.wait()
+            _LOG.info("stopping")
+    _LOG.info("stopped")
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    """The first SIGTERM or SIGINT sets `stop`; the next one ends the process at once."""
+    loop, numbers = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+
+    def restore() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    def stop_once() -> None:
+        restore()
+        stop.set()
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop_once)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextlib.asynccontextmanager
+async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
+    """A warm server while the block runs; leaves nothing behind, whatever fails."""
+    began = time.monotonic()
+    keys = receipt_keys(config)
+    if keys is None:
+        keys = random_receipt_keys()
+        _LOG.warning("no receipt key: receipts will be rejected by other replicas and after a restart")
+    async with contextlib.AsyncExitStack() as stack:
+        artifact = open_artifact(artifact_path(config))
+        schema, manifest = artifact.schema, artifact.manifest
+        engine = _open_engine(config, artifact)
+        stack.callback(engine.close)
+        store = await open_store(config.store, schema, data_dir=config.data_dir)
+        stack.push_async_callback(store.close)
+
+        metrics = ServingMetrics()
+        metrics.serves(
+            manifest.model, manifest.version, engine.name, engine.precision, engine.device_peak_flops, config.slot_count
+        )
+        ranker = Ranker(artifact, engine, store, config.core_options, metrics)
+        stack.push_async_callback(ranker.close)
+        signer = ReceiptSigner(*keys, max_age_s=config.attribution_window_s)
+        await stack.enter_async_context(_online_ne(config, artifact, store, metrics))
+
+        guard = Guard(config.max_message_bytes, metrics)
+        server = open_grpc_server(config, guard)
+        rank_messages = RankMessages(schema, manifest.model, manifest.version)
+        _add_services(
+            server,
+            RankerService(ranker, rank_messages, signer, config.default_deadline_ms / 1000),
+            EventsService(ranker, EventMessages(schema), metrics),
+            FeedbackService(store, OutcomeMessages(schema, signer), metrics),
+        )
+        health = Health(server)
+        await health.starting()
+        metrics_address = _serve_metrics(config, metrics, stack)
+        address = bind(server, config)
+        stack.push_async_callback(ranker.drain)
+        await server.start()
+        stack.push_async_callback(_stop_accepting, server, health, config)
+
+        await ranker.start()
+        gc.collect()
+        gc.freeze()
+        guard.ready = True
+        await health.serving()
+        _LOG.info(
+            "serving %s %s on %s with %s (%s, %d slots) after %.1f s",
+            *(manifest.model, manifest.version, address, engine.name, engine.precision),
+            *(config.slot_count, time.monotonic() - began),
+        )
+        yield Addresses(address, metrics_address, manifest.model, manifest.version)
+
+
+def _add_services(server: grpc.aio.Server, ranker: RankerService, events: EventsService, feedback: FeedbackService) -> None:
+    ranker_pb2_grpc.add_RankerServicer_to_server(ranker, server)  # type: ignore[no-untyped-call]
+    events_pb2_grpc.add_EventsServicer_to_server(events, server)  # type: ignore[no-untyped-call]
+    feedback_pb2_grpc.add_FeedbackServicer_to_server(feedback, server)  # type: ignore[no-untyped-call]
+
+
+async def _stop_accepting(server: grpc.aio.Server, health: Health, config: ServerConfig) -> None:
+    await health.stopping()
+    await asyncio.sleep(config.shutdown_delay_s)
+    await server.stop(config.shutdown_grace_s)
+
+
+def _open_engine(config: ServerConfig, artifact: Artifact) -> Engine:
+    return open_engine(
+        artifact,
+        engine=config.engine,
+        cache=config.engine_cache or default_cache(artifact),
+        precision=config.precision,
+        threads_per_slot=config.slot_threads,
+        slots=config.slot_count,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _online_ne(
+    config: ServerConfig, artifact: Artifact, store: FeatureStore, metrics: ServingMetrics
+) -> AsyncIterator[None]:
+    """Online NE from the store's outcome stream while the block runs."""
+    tasks = tuple(task.name for task in artifact.schema.tasks)
+    aggregator = OnlineNE(tasks, window_ms=int(config.attribution_window_s * 1000))
+    consumer = OutcomeConsumer(store, aggregator)
+    metrics.add_collector(OnlineNECollector(aggregator, consumer, tasks, artifact.manifest.version))
+    task = asyncio.create_task(consumer.run())
+    task.add_done_callback(_log_failure)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _LOG.error("online NE stopped", exc_info=error)
+
+
+def _serve_metrics(config: ServerConfig, metrics: ServingMetrics, stack: contextlib.AsyncExitStack) -> str:
+    """Start the HTTP endpoint /metrics; returns `host:port`, empty when off."""
+    if config.metrics_port is None:
+        return ""
+    try:
+        server, thread = start_http_server(config.metrics_port, config.host, registry=metrics.registry)
+    except OSError as error:
+        raise ConfigError(
+            f"metrics_port: {config.host}:{config.metrics_port} cannot be listened on: {error.strerror}"
+        ) from error
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    stack.push_async_callback(asyncio.to_thread, close)
+    return f"{config.host}:{server.server_port}"
