@@ -31,6 +31,18 @@ def arrived_before(arrivals: Records, time_ms: int) -> Records:
     return arrivals[: int(np.searchsorted(arrivals[ARRIVAL_MS], time_ms, side="left"))]
 
 
+def fold_before_ms(arrivals: Records, interval_s: float, request_ms: int) -> Records:
+    """What a frequent event type shows a request: arrivals up to the last multiple of `interval_s` (0: all).
+
+    A function of the request time and the events alone, so a state changes at most once per interval
+    and does not depend on what a cache holds.
+    """
+    if interval_s <= 0:
+        return arrivals
+    interval_ms = max(1, int(interval_s * 1000))
+    return arrived_before(arrivals, request_ms // interval_ms * interval_ms)
+
+
 def newest_event_ms(histories: list[Records]) -> int | None:
     """Time of the newest event of all given histories, None if they are all empty."""
     newest = [int(h[TIME_MS].max()) for h in histories if len(h)]

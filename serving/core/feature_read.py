@@ -1,0 +1,128 @@
+"""What one Rank reads: item features through the near cache, the rest in one store round trip.
+
+Owns the read budget (a share of the remaining deadline) and a circuit breaker: after a few failed
+reads in a row requests go on without the store at once, and one read in a while probes it.
+A failed read is an answer too (`UserView.fault`): the ranker degrades, it does not fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.features import FeatureEncoder
+from model.history import fold_before_ms, select_history
+from model.records import Records, event_dtype, feature_dtype, missing_records
+from model.schema import Schema
+from serving.core.errors import StoreUnavailable
+from serving.core.observer import Observer
+from serving.core.options import CoreOptions
+from serving.core.types import Overrides
+from serving.store.base import FeatureStore, RankInputs
+from serving.store.near_cache import NearCache
+
+REREAD_PAUSE_S = 0.005
+
+
+@dataclass(frozen=True)
+class UserView:
+    """One user as of now: features [1], selected histories per event type, and what could not be read (`fault`)."""
+
+    user: Records
+    has_features: bool
+    histories: Mapping[str, Records]
+    newest_ms: int | None
+    history_version: int
+    fault: str = ""
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        return {event: len(history) for event, history in self.histories.items()}
+
+    @property
+    def history_length(self) -> int:
+        return sum(map(len, self.histories.values()))
+
+
+class FeatureReader:
+    """Reads features and histories for the ranker."""
+
+    def __init__(self, schema: Schema, store: FeatureStore, options: CoreOptions, observer: Observer) -> None:
+        self._schema, self._store, self._options, self._observer = schema, store, options, observer
+        self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
+        self._near = NearCache(self._item_dtype, int(options.item_cache_mb * 1e6), options.item_ttl_s)
+        self._failures = 0
+        self._closed_until = 0.0
+
+    async def read(
+        self, user_id: str, item_keys: NDArray[np.int64], now_ms: int, deadline: float, min_version: int = 0
+    ) -> tuple[UserView, Records]:
+        """The user's view and the records of `item_keys` [C]; waits briefly for `min_version`."""
+        items, _, absent = self._near.lookup(item_keys)
+        missing = item_keys[absent]
+        inputs = await self._round_trip(user_id, missing, deadline)
+        give_up = min(deadline, time.monotonic() + self._options.read_your_writes_s)
+        while isinstance(inputs, RankInputs) and inputs.history_version < min_version and time.monotonic() < give_up:
+            await asyncio.sleep(REREAD_PAUSE_S)
+            inputs = await self._round_trip(user_id, missing, deadline)
+        if isinstance(inputs, str):
+            return self._nobody(inputs), items
+        if len(missing):
+            self._near.insert(missing, inputs.items, inputs.items_found)
+            items = items.copy()
+            items[absent] = inputs.items
+        return self._view(inputs, now_ms), items
+
+    async def _round_trip(self, user_id: str, missing: NDArray[np.int64], deadline: float) -> RankInputs | str:
+        """The inputs, or why there are none."""
+        started = time.monotonic()
+        if started < self._closed_until:
+            self._observer.store_read(0.0, "skipped")
+            return "the feature store is down"
+        timeout_s = min(self._options.store_timeout_s, self._options.store_budget_share * max(deadline - started, 1e-3))
+        try:
+            async with asyncio.timeout(timeout_s):
+                inputs = await self._store.read_rank_inputs(user_id, missing, timeout_s)
+        except (StoreUnavailable, TimeoutError) as error:
+            now = time.monotonic()
+            self._failures += 1
+            if self._failures >= self._options.store_failures:
+                self._closed_until = now + self._options.store_retry_s
+            self._observer.store_read(now - started, "failed")
+            slow = isinstance(error, TimeoutError)
+            return f"the feature store did not answer within {timeout_s * 1e3:.0f} ms" if slow else "the feature store is down"
+        self._failures = 0
+        self._observer.store_read(time.monotonic() - started, "ok")
+        return inputs
+
+    def _view(self, inputs: RankInputs, now_ms: int) -> UserView:
+        histories = {
+            event.name: select_history(
+                fold_before_ms(inputs.histories[event.name], event.min_fold_interval_s, now_ms), event.cap
+            )
+            for event in self._schema.events
+        }
+        has_features = inputs.user is not None
+        user = inputs.user if inputs.user is not None else missing_records(self._user_dtype, 1)
+        newest = FeatureEncoder.newest_ms(list(histories.values()))
+        return UserView(user, has_features, histories, newest, inputs.history_version)
+
+    def _nobody(self, fault: str) -> UserView:
+        """A user of whom nothing could be read."""
+        histories = {event.name: missing_records(event_dtype(event), 0) for event in self._schema.events}
+        return UserView(missing_records(self._user_dtype, 1), False, histories, None, 0, fault)
+
+
+def overridden(records: Records, overrides: Overrides | None) -> Records:
+    """Records with the sent fields in place of the stored ones."""
+    if overrides is None or not overrides.fields:
+        return records
+    merged = records.copy()
+    for name in overrides.fields:
+        merged[name] = overrides.records[name]
+    return merged

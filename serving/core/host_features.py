@@ -1,0 +1,128 @@
+"""Records → graph inputs on the host: encode, gather embedding rows, stack rows into padded batches.
+
+Called by the ranker (per request, on the event loop) and by the slots (stacking, in their threads).
+Everything is vectorised over candidates and events; padding candidates point to request 0, and the
+graphs mask what lies beyond a history's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.artifact import Artifact
+from model.features import gather
+from model.records import Records
+from model.signature import (
+    REQUEST_INDEX,
+    GraphSignature,
+    encode_user_signature,
+    score_candidates_signature,
+    state_names,
+)
+
+Rows = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """Host tensors of one request: `context` [1, …], `items` [C, …]; `unknown_items` have no row of their own."""
+
+    context: Rows
+    items: Rows
+    unknown_items: int
+
+
+class HostFeatures:
+    """Builds inputs of both graphs of one artifact."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.encoder, self.tables = artifact.encoder, artifact.tables
+        self.schema, self.layout = artifact.schema, artifact.encoder.layout
+        self.encode_signature = encode_user_signature(artifact.schema, artifact.config)
+        self.score_signature = score_candidates_signature(artifact.schema, artifact.config)
+        self.states = state_names(artifact.config)
+
+    def is_known_user(self, user_key: int) -> bool:
+        """True when the model has a row for this user id (or the schema embeds none)."""
+        table = self.schema.user_id_table
+        return table is None or bool(self.encoder.lookup(table, np.array([user_key], np.int64))[0])
+
+    def user_inputs(
+        self, user: Records, user_key: int, histories: Mapping[str, Records], newest_ms: int | None, steps: Mapping[str, int]
+    ) -> Rows:
+        """`encode_user` tensors of one user [1, …], histories padded to `steps`."""
+        counts = np.array([[len(histories[e.name]) for e in self.schema.events]], dtype=np.int64)
+        users = self.encoder.encode_users(user, np.array([user_key], np.int64), counts)
+        rows: Rows = {"user_rows": gather(self.layout.user, users.rows, self.tables), "user_dense": users.dense}
+        for event in self.schema.events:
+            name = event.name
+            history = self.encoder.encode_histories(event, [histories[name]], [newest_ms], steps[name])
+            rows[f"{name}_rows"] = gather(self.layout.events[name], history.events.rows, self.tables)
+            rows[f"{name}_dense"], rows[f"{name}_age"] = history.events.dense, history.age_s
+            rows[f"{name}_length"] = history.lengths
+        return {spec.name: rows[spec.name] for spec in self.encode_signature.inputs}
+
+    def score_inputs(
+        self, keys: NDArray[np.int64], items: Records, context: Records, request_ms: int, newest_ms: int | None
+    ) -> ScoreInputs:
+        """`score_candidates` tensors of one request, without its state."""
+        newest = np.array([-1 if newest_ms is None else newest_ms], np.int64)
+        contexts = self.encoder.encode_context(context, np.array([request_ms], np.int64), newest)
+        encoded = self.encoder.encode_items(keys, items)
+        shared = {"context_rows": gather(self.layout.context, contexts.rows, self.tables), "context_dense": contexts.dense}
+        own = {"item_rows": gather(self.layout.item, encoded.rows, self.tables), "item_dense": encoded.dense}
+        return ScoreInputs(
+            {k: v for k, v in shared.items() if v.shape[1]},
+            {k: v for k, v in own.items() if v.shape[1]},
+            int(len(keys) - np.count_nonzero(encoded.rows[:, 0])),
+        )
+
+    def zeros(self, signature: GraphSignature, sizes: Mapping[str, int]) -> Rows:
+        """All-zero inputs of a graph, for warm-up."""
+        return {
+            spec.name: np.zeros([sizes[s] if isinstance(s, str) else s for s in spec.shape], dtype=spec.dtype)
+            for spec in signature.inputs
+        }
+
+
+def stack_users(users: Sequence[Rows], padded: int) -> Rows:
+    """Tensors of several users of one level → a batch of `padded` rows."""
+    if len(users) == padded == 1:
+        return users[0]
+    return {name: _padded([rows[name] for rows in users], padded) for name in users[0]}
+
+
+def stack_requests(
+    states: Sequence[Rows],
+    contexts: Sequence[Rows],
+    items: Sequence[Rows],
+    padded_requests: int,
+    padded_candidates: int,
+) -> Rows:
+    """Per request its state [1, …], context [1, …] and items [C_i, …] → one padded `score_candidates` batch."""
+    batch = {name: _padded([rows[name] for rows in states], padded_requests) for name in states[0]}
+    batch |= {name: _padded([rows[name] for rows in contexts], padded_requests) for name in contexts[0]}
+    batch |= {name: _padded([rows[name] for rows in items], padded_candidates) for name in items[0]}
+    index = np.zeros(padded_candidates, dtype=np.int64)
+    counts = [len(next(iter(rows.values()))) for rows in items]
+    index[: sum(counts)] = np.repeat(np.arange(len(counts)), counts)
+    batch[REQUEST_INDEX] = index
+    return batch
+
+
+def _padded(parts: Sequence[NDArray[Any]], rows: int) -> NDArray[Any]:
+    """Parts one below the other, zero rows after them."""
+    if len(parts) == 1 and len(parts[0]) == rows:
+        return parts[0]
+    out = np.empty((rows, *parts[0].shape[1:]), dtype=parts[0].dtype)
+    at = 0
+    for part in parts:
+        out[at : at + len(part)] = part
+        at += len(part)
+    out[at:] = 0
+    return out

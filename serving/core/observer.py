@@ -1,0 +1,71 @@
+"""What the core tells about itself while it works; metrics and traces implement it.
+
+Called on the event loop, on the hot path: implementations only add numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from serving.core.types import RankResult
+
+
+class Observer(Protocol):
+    """Hears every event that a metric is made of. Times in seconds, work in FLOPs."""
+
+    def ranked(self, result: RankResult, total_s: float) -> None:
+        """A request was answered."""
+
+    def refused(self, reason: str) -> None:
+        """A request was refused: `overloaded`, `deadline`, `unready` or `invalid`."""
+
+    def batch(
+        self,
+        graph: str,
+        rows: int,
+        padded_rows: int,
+        useful_flops: float,
+        executed_flops: float,
+        seconds: float,
+        reason: str,
+    ) -> None:
+        """The engine ran a batch; `reason` is why it was dispatched (`serving.core.batching.Reason`)."""
+
+    def queue_depth(self, depth: int) -> None:
+        """Pieces of work now waiting for a slot."""
+
+    def user_state(self, hit: bool) -> None:
+        """A request found its user state in the cache, or not."""
+
+    def user_state_bytes(self, total: int) -> None:
+        """Bytes of all cached user states."""
+
+    def store_read(self, seconds: float, outcome: str) -> None:
+        """One store read ended: `ok`, `failed` or `skipped` (circuit open)."""
+
+
+class SilentObserver:
+    """Hears and forgets: for command-line use."""
+
+    def ranked(self, result: RankResult, total_s: float) -> None: ...
+
+    def refused(self, reason: str) -> None: ...
+
+    def batch(
+        self,
+        graph: str,
+        rows: int,
+        padded_rows: int,
+        useful_flops: float,
+        executed_flops: float,
+        seconds: float,
+        reason: str,
+    ) -> None: ...
+
+    def queue_depth(self, depth: int) -> None: ...
+
+    def user_state(self, hit: bool) -> None: ...
+
+    def user_state_bytes(self, total: int) -> None: ...
+
+    def store_read(self, seconds: float, outcome: str) -> None: ...

@@ -1,0 +1,44 @@
+"""Every knob of the core, documented where it is declared. Read from the server's configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from model.config import StrictModel
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class CoreOptions(StrictModel):
+    """Options of one `Ranker`.
+
+    `slots`: engine slots, one thread and one session each; on CPUs usually one per core.
+    `max_queue`: requests admitted and not yet answered; more are refused with retry advice.
+    `work_budget_ms`: requests are merged, and huge ones split, up to this much engine time per batch.
+    `max_batch_candidates`, `max_batch_requests`, `max_batch_users`: largest shape buckets.
+    `user_state_cache_mb`: memory for user states, least recently used first out.
+    `item_cache_mb`, `item_ttl_s`: near cache of item features.
+    `store_budget_share`: share of the remaining deadline that the store read may take.
+    `store_timeout_s`: and its upper bound. `store_retry_s`: pause after `store_failures` failed reads in a row,
+    during which requests are answered without the store at once.
+    `read_your_writes_s`: how long a Rank may wait for the event version that it asked for.
+    `encode_on_write`: keep states warm by encoding after `RecordEvents`, when nothing else waits.
+    """
+
+    slots: Annotated[int, Field(ge=1, le=256)] = 1
+    max_queue: Annotated[int, Field(ge=1)] = 256
+    work_budget_ms: Annotated[float, Field(gt=0)] = 10.0
+    max_batch_candidates: Annotated[int, Field(ge=8, le=65_536)] = 1024
+    max_batch_requests: Annotated[int, Field(ge=1, le=1024)] = 32
+    max_batch_users: Annotated[int, Field(ge=1, le=1024)] = 8
+    user_state_cache_mb: Annotated[float, Field(gt=0)] = 256.0
+    item_cache_mb: Annotated[float, Field(gt=0)] = 128.0
+    item_ttl_s: Annotated[float, Field(gt=0)] = 60.0
+    store_budget_share: Share = 0.5
+    store_timeout_s: Annotated[float, Field(gt=0)] = 0.5
+    store_failures: Annotated[int, Field(ge=1)] = 3
+    store_retry_s: Annotated[float, Field(gt=0)] = 0.5
+    read_your_writes_s: Annotated[float, Field(ge=0)] = 0.05
+    encode_on_write: bool = True

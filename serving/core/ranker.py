@@ -1,0 +1,264 @@
+"""The ranker: one request from admission to an ordered list, for one model version.
+
+    admit → read (near cache + one store round trip) → user state (cache or encode) → score → order
+
+Called by the protocol adapters on the event loop; knows no gRPC and no device. Rank keeps answering:
+a store that is down, a version that is not visible yet or scores that are not finite lower the rung
+of the reply, with the reason in it. Only overload, spent deadlines and shutdown refuse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.artifact import Artifact
+from model.flops import FlopModel
+from model.hashing import string_key
+from serving.core.errors import DeadlineExpired, InvalidField, Overloaded, ServingError, Unready
+from serving.core.feature_read import FeatureReader, UserView, overridden
+from serving.core.host_features import HostFeatures, Rows
+from serving.core.observer import Observer
+from serving.core.options import CoreOptions
+from serving.core.ordering import Ordering, PopularityPrior, are_sane
+from serving.core.scheduler import Scheduler
+from serving.core.types import RankRequest, RankResult, RecordedEvents, Rung, StageTimes, UserEvent
+from serving.core.user_states import Flight, Flights, StateKey, UserState, UserStateCache, state_key
+from serving.core.write_encoder import WriteEncoder
+from serving.engines.base import Engine
+from serving.store.base import FeatureStore
+
+WRITE_DEADLINE_S = 10.0
+_NO_KEYS = np.empty(0, np.int64)
+_log = logging.getLogger(__name__)
+_REFUSALS: dict[type[ServingError], str] = {
+    Overloaded: "overloaded",
+    DeadlineExpired: "deadline",
+    Unready: "unready",
+    InvalidField: "invalid",
+}
+
+
+@dataclass(frozen=True)
+class _Served:
+    """Where a reply came from."""
+
+    probabilities: NDArray[np.float32]
+    state: UserState | None
+    cached: bool
+    rung: Rung
+    reason: str
+    unknown_items: int
+    times: StageTimes
+
+
+class Ranker:
+    """Ranks with one artifact on one engine and one store."""
+
+    def __init__(
+        self, artifact: Artifact, engine: Engine, store: FeatureStore, options: CoreOptions, observer: Observer
+    ) -> None:
+        self.artifact, self.options = artifact, options
+        self._store, self._observer = store, observer
+        self._flops = FlopModel.from_json(artifact.manifest.flops, artifact.config)
+        self._host = HostFeatures(artifact)
+        self._reader = FeatureReader(artifact.schema, store, options, observer)
+        self._scheduler = Scheduler(engine, self._host, self._flops, options, observer)
+        self._states = UserStateCache(options.user_state_cache_mb * 1e6)
+        self._flights = Flights(self._states)
+        self._ordering, self._prior = Ordering(artifact.schema), PopularityPrior(artifact)
+        self._writes = WriteEncoder(self._encode_written)
+        self._in_flight = 0
+        self._accepting = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def start(self) -> None:
+        """Warm every shape bucket of every slot, then accept requests."""
+        await self._scheduler.start()
+        self._accepting = True
+
+    async def drain(self) -> None:
+        """Refuse new requests and wait for those in flight."""
+        self._accepting = False
+        await self._writes.stop()
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Drain, end the slots and forget every state. The engine and the store belong to the caller."""
+        await self.drain()
+        await self._scheduler.close()
+        self._states.clear()
+
+    async def rank(self, request: RankRequest) -> RankResult:
+        """Score and order; raises `Overloaded`, `DeadlineExpired`, `Unready` or `InvalidField`."""
+        try:
+            self._admit(request)
+            self._in_flight += 1
+            self._idle.clear()
+            try:
+                result = await self._rank(request)
+            finally:
+                self._in_flight -= 1
+                if not self._in_flight:
+                    self._idle.set()
+        except ServingError as error:
+            self._observer.refused(_REFUSALS.get(type(error), "invalid"))
+            raise
+        self._observer.ranked(result, time.monotonic() - request.started)
+        return result
+
+    async def record_events(self, events: Sequence[UserEvent]) -> RecordedEvents:
+        """Store events; returns once acknowledged. States of recently ranked users are then encoded in the background."""
+        if not self._accepting:
+            raise Unready("the server is starting or stopping")
+        recorded = await self._store.record_events(events)
+        if self.options.encode_on_write:
+            for user_id in recorded.versions:
+                if self._states.newest_of(user_id) is not None:
+                    self._writes.request(user_id)
+        return recorded
+
+    def _admit(self, request: RankRequest) -> None:
+        if not self._accepting:
+            raise Unready("the server is starting or stopping")
+        self._ordering.check(request.candidates)
+        if self._in_flight >= self.options.max_queue:
+            wait = max(self._scheduler.drain_s(), 1e-3)
+            raise Overloaded(f"queue: {self._in_flight} requests wait, the limit is {self.options.max_queue}", wait)
+        self._scheduler.admit(len(request.candidates), request.deadline, time.monotonic())
+
+    async def _rank(self, request: RankRequest) -> RankResult:
+        started = time.monotonic()
+        view, items = await self._reader.read(
+            request.user_id, request.candidates.keys, request.received_ms, request.deadline, request.min_event_version
+        )
+        store_s = time.monotonic() - started
+        items = overridden(items, request.candidates.overrides)
+        served = await self._serve(request, view, items, store_s)
+        order, values = self._ordering.order(served.probabilities, request.candidates.columns, request.top_k)
+        newest = served.state.newest_ms if served.state else None
+        return RankResult(
+            model=self.artifact.manifest.model,
+            version=self.artifact.manifest.version,
+            order=order,
+            probabilities=served.probabilities[order],
+            values=values[order],
+            rung=served.rung,
+            rung_reason=served.reason,
+            newest_event_age_ms=-1 if newest is None else max(request.received_ms - newest, 0),
+            history_length=served.state.history_length if served.state else 0,
+            user_state_cached=served.cached,
+            unknown_items=served.unknown_items,
+            unknown_user=self._is_unknown(request, view),
+            times=served.times,
+        )
+
+    async def _serve(self, request: RankRequest, view: UserView, items: NDArray[np.void], store_s: float) -> _Served:
+        """Probabilities from the best rung that works."""
+        candidates = request.candidates
+        inputs = None
+        times = StageTimes(store_s=store_s)
+        try:
+            state, cached, rung, reason = await self._state(request, view)
+            inputs = self._host.score_inputs(candidates.keys, items, request.context, request.received_ms, state.newest_ms)
+            job = self._scheduler.score_job(inputs, dict(state.tensors), len(candidates), request.deadline)
+            try:
+                probabilities = await job.result
+            except asyncio.CancelledError:
+                self._scheduler.cancel(job)
+                raise
+            times = StageTimes(store_s, job.queue_s, 0.0 if cached else state.encode_s, job.run_s)
+            if are_sane(probabilities):
+                return _Served(probabilities, state, cached, rung, reason, inputs.unknown_items, times)
+            fault = "the model's scores were not finite"
+        except ServingError:
+            raise
+        except Exception as error:
+            _log.exception("ranking fell to the popularity prior")
+            fault = f"the engine failed: {type(error).__name__}"
+        unknown = inputs.unknown_items if inputs is not None else 0
+        return _Served(self._prior.probabilities(candidates.keys), None, False, Rung.PRIOR, fault, unknown, times)
+
+    async def _state(self, request: RankRequest, view: UserView) -> tuple[UserState, bool, Rung, str]:
+        """The user's state, whether it was cached, and the rung it allows."""
+        rung, reason = Rung.FULL, ""
+        if view.fault:
+            stale = self._states.newest_of(request.user_id)
+            if stale is not None:
+                self._observer.user_state(True)
+                return stale, True, Rung.STALE_STATE, view.fault
+            rung, reason = Rung.SHORT_HISTORY, view.fault
+        elif view.history_version < request.min_event_version:
+            rung = Rung.STALE_STATE
+            reason = f"history version {request.min_event_version} is not visible yet; found {view.history_version}"
+        user = overridden(view.user, request.user_overrides)
+        key = state_key(request.user_id, request.user_key, user, view.histories)
+        state = self._states.get(key)
+        self._observer.user_state(state is not None)
+        if state is not None:
+            return state, True, rung, reason
+        state = await self._join(key, request.deadline, lambda: self._launch(view, user, request.user_key, request.deadline))
+        return state, False, rung, reason
+
+    async def _join(self, key: StateKey, deadline: float, launch: Callable[[], Flight]) -> UserState:
+        """Share the encode of `key`; a flight that expired for a more hurried request is flown again."""
+        while True:
+            try:
+                state = await self._flights.join(key, deadline, launch)
+            except DeadlineExpired:
+                if time.monotonic() >= deadline:
+                    raise
+                continue
+            self._observer.user_state_bytes(self._states.bytes)
+            return state
+
+    def _launch(
+        self, view: UserView, user: NDArray[np.void], user_key: int, deadline: float, background: bool = False
+    ) -> Flight:
+        """Submit the encode of a user; the flight's future holds the state."""
+        lengths = view.lengths
+        level = self._scheduler.shapes.level(lengths)
+        steps = self._scheduler.shapes.levels[level]
+        inputs = self._host.user_inputs(user, user_key, view.histories, view.newest_ms, steps)
+        useful = self._flops.encode(lengths).total
+        job = self._scheduler.encode_job(inputs, level, useful, deadline, background=background)
+        landed: asyncio.Future[UserState] = asyncio.get_running_loop().create_future()
+
+        def land(result: asyncio.Future[Rows]) -> None:
+            if landed.done():
+                return
+            if result.cancelled():
+                landed.cancel()
+            elif (error := result.exception()) is not None:
+                landed.set_exception(error)
+            else:
+                landed.set_result(UserState(result.result(), view.newest_ms, view.history_length, job.run_s))
+
+        job.result.add_done_callback(land)
+        return Flight(landed, lambda: self._scheduler.cancel(job), lambda sooner: self._scheduler.promote(job, sooner))
+
+    async def _encode_written(self, user_id: str) -> None:
+        """Bring the cached state of a user up to date, as background work."""
+        now = time.monotonic()
+        deadline = now + WRITE_DEADLINE_S
+        view, _ = await self._reader.read(user_id, _NO_KEYS, int(time.time() * 1000), deadline)
+        user_key = string_key(user_id, self.artifact.schema.hash)
+        key = state_key(user_id, user_key, view.user, view.histories)
+        if view.fault or key in self._flights or self._states.get(key) is not None:
+            return
+        flight = self._flights.start(key, self._launch(view, view.user, user_key, deadline, background=True))
+        await asyncio.wait([flight.future])
+        self._observer.user_state_bytes(self._states.bytes)
+
+    def _is_unknown(self, request: RankRequest, view: UserView) -> bool:
+        """Nothing is known of the user: no row for the id, or neither features nor history."""
+        if self.artifact.schema.user_id_table is not None:
+            return not self._host.is_known_user(request.user_key)
+        return not (view.has_features or view.history_length or request.user_overrides is not None)

@@ -1,0 +1,81 @@
+"""An engine slot: one thread, one session, one batch at a time.
+
+The scheduler hands batches over and hears of the outcome on the event loop. Host work between two
+engine runs (stacking rows into padded tensors) happens in the slot's thread, while the other slots'
+engines run; the engine releases the GIL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from serving.engines.base import Engine, Session
+
+Task = TypeVar("Task")
+Outcome = TypeVar("Outcome")
+
+
+class EngineSlot(Generic[Task, Outcome]):
+    """Runs `work(session, task)` in its own thread and reports `done(slot, task, outcome or exception)` on the loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        work: Callable[[Session, Task], Outcome],
+        done: Callable[[EngineSlot[Task, Outcome], Task, Outcome | Exception], None],
+        index: int,
+    ) -> None:
+        self._engine, self._loop, self._work, self._done = engine, loop, work, done
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._ready: asyncio.Future[None] = loop.create_future()
+        self._thread = threading.Thread(target=self._main, name=f"engine-slot-{index}", daemon=True)
+
+    async def start(self, warm: Callable[[Session], None]) -> None:
+        """Open and warm a session in the slot's thread; returns when it is ready, raises what it raised."""
+        self._warm = warm
+        self._thread.start()
+        await self._ready
+
+    def submit(self, task: Task) -> None:
+        """Queue a task for the thread."""
+        self._tasks.put(task)
+
+    async def close(self) -> None:
+        """Finish what was submitted and end the thread."""
+        self._tasks.put(None)
+        if self._thread.is_alive():
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def _main(self) -> None:
+        try:
+            session = self._engine.open_session()
+            self._warm(session)
+        except Exception as error:
+            self._call(self._ready_failed, error)
+            return
+        self._call(self._ready_ok)
+        while (task := self._tasks.get()) is not None:
+            outcome: Outcome | Exception
+            try:
+                outcome = self._work(session, task)
+            except Exception as error:
+                outcome = error
+            self._call(self._done, self, task, outcome)
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _ready_ok(self) -> None:
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _ready_failed(self, error: Exception) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(error)
