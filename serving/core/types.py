@@ -48,7 +48,7 @@ class CandidateBlock:
 
 @dataclass(frozen=True)
 class RankRequest:
-    """One validated ranking request. `deadline` is on the event loop's clock (`loop.time()`, seconds)."""
+    """One validated ranking request. `deadline` and `started` are on `time.monotonic()`."""
 
     request_id: str
     user_id: str
@@ -57,7 +57,7 @@ class RankRequest:
     context: Records  # [1]
     received_ms: int  # wall clock, ms since the epoch: the request time of every derived feature
     deadline: float
-    started: float  # loop.time() when the call arrived
+    started: float  # when the call arrived
     top_k: int = 0  # 0: all
     user_overrides: Overrides | None = None  # [1]
     min_event_version: int = 0  # history version that must be visible; 0: any

@@ -91,13 +91,16 @@ class Guard(grpc.aio.ServerInterceptor):
                 code = grpc.StatusCode.OK
                 return response
             except Exception as error:
-                code = code_of(error)
-                if code is grpc.StatusCode.INTERNAL:
-                    _LOG.exception("%s failed", method)
-                elif isinstance(error, ServingError):
-                    self._observer.rejected(error)
-                await context.abort(code, message_of(error), trailing_details(error))
+                code, failure = code_of(error), error
             finally:
                 self._observer.called(method, code.name, time.perf_counter() - began)
+            self._report(method, failure)
+            return await context.abort(code, message_of(failure), trailing_details(failure))
 
         return call
+
+    def _report(self, method: str, failure: Exception) -> None:
+        if code_of(failure) is grpc.StatusCode.INTERNAL:
+            _LOG.error("%s failed", method, exc_info=failure)
+        elif isinstance(failure, ServingError):
+            self._observer.rejected(failure)

@@ -41,7 +41,7 @@ class RankMessages:
         self._tasks = [task.name for task in schema.tasks]
 
     def request(self, message: ranker_pb2.RankRequest, started: float, deadline: float) -> RankRequest:
-        """Validate and convert; times are `loop.time()`. Raises `InvalidField`, `NotFound` or `FieldError`."""
+        """Validate and convert; times are `time.monotonic()`. Raises `InvalidField`, `NotFound` or `FieldError`."""
         schema = self._schema
         self._check_model(message)
         check_text("user_id", message.user_id, MAX_USER_ID)

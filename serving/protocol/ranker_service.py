@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from typing import Protocol
 
 from grpc.aio import ServicerContext
@@ -32,14 +32,13 @@ class RankerService(ranker_pb2_grpc.RankerServicer):
         self, message: ranker_pb2.RankRequest, context: ServicerContext[ranker_pb2.RankRequest, ranker_pb2.RankResponse]
     ) -> ranker_pb2.RankResponse:
         """Rank the candidates of one request."""
-        clock = asyncio.get_running_loop().time
-        started, budget_s = clock(), context.time_remaining()
+        started, budget_s = time.monotonic(), context.time_remaining()
         deadline = started + (self._default_deadline_s if budget_s is None else budget_s)
         request = self._messages.request(message, started, deadline)
-        converted = clock()
+        converted = time.monotonic()
         result = await self._ranker.rank(request)
         receipt = self._signer.sign(self._messages.served(message, request, result))
         response = self._messages.response(message, request, result, receipt)
         if message.include_timings:
-            fill_timings(response, result, converted - started, clock() - started)
+            fill_timings(response, result, converted - started, time.monotonic() - started)
         return response
