@@ -16,6 +16,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import ceil
 from typing import NamedTuple
 
 
@@ -160,10 +161,11 @@ class WorkQueue:
         return Batch(group, tuple(pieces), reason)
 
     def _cut(self, work: Work, most_rows: int) -> Piece:
-        """As many rows of oversized work as one batch takes, at least one."""
-        affordable = int((self.budget_flops - work.flops_fixed) / work.flops_per_row) if work.flops_per_row > 0 else most_rows
-        start = work.taken
-        work.taken = min(work.rows, start + max(1, min(affordable, most_rows)))
+        """The first of as few equal pieces as the budget allows, at least one row."""
+        start, left = work.taken, work.rows - work.taken
+        affordable = (self.budget_flops - work.flops_fixed) / work.flops_per_row if work.flops_per_row > 0 else most_rows
+        largest = int(max(1, min(affordable, most_rows)))
+        work.taken = start + ceil(left / ceil(left / largest))
         return Piece(work, start, work.taken)
 
 

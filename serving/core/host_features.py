@@ -41,7 +41,8 @@ class HostFeatures:
     """Builds inputs of both graphs of one artifact."""
 
     def __init__(self, artifact: Artifact) -> None:
-        self.encoder, self.tables = artifact.encoder, artifact.tables
+        self.encoder = artifact.encoder
+        self.tables = {name: np.asarray(table) for name, table in artifact.tables.items()}  # plain views index faster
         self.schema, self.layout = artifact.schema, artifact.encoder.layout
         self.encode_signature = encode_user_signature(artifact.schema, artifact.config)
         self.score_signature = score_candidates_signature(artifact.schema, artifact.config)

@@ -29,7 +29,7 @@ class CoreOptions(StrictModel):
 
     slots: Annotated[int, Field(ge=1, le=256)] = 1
     max_queue: Annotated[int, Field(ge=1)] = 256
-    work_budget_ms: Annotated[float, Field(gt=0)] = 10.0
+    work_budget_ms: Annotated[float, Field(gt=0)] = 20.0
     max_batch_candidates: Annotated[int, Field(ge=8, le=65_536)] = 1024
     max_batch_requests: Annotated[int, Field(ge=1, le=1024)] = 32
     max_batch_users: Annotated[int, Field(ge=1, le=1024)] = 8

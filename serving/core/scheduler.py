@@ -30,7 +30,6 @@ from serving.core.shapes import ShapeBuckets, round_up
 from serving.core.slots import EngineSlot
 from serving.engines.base import Engine, Session
 
-WARM_RUNS = 2
 AHEAD = 2
 """Batches a slot may hold: the one that runs and one more."""
 
@@ -240,7 +239,7 @@ class Scheduler:
             at += count
 
     def _warm(self, session: Session) -> None:
-        """In the slot's thread: run every bucket until its shapes are known, and seed the rate."""
+        """In the slot's thread: run every bucket once, so that its shapes are known, and seed the rate."""
         host, shapes = self._host, self.shapes
         sizes = [
             {"U": users} | {f"T_{event}": steps for event, steps in level.items()}
@@ -249,14 +248,12 @@ class Scheduler:
         ]
         for size in sizes:
             inputs = host.zeros(host.encode_signature, size)
-            for _ in range(WARM_RUNS):
-                session.run(ENCODE_USER, inputs)
+            session.run(ENCODE_USER, inputs)
         self._seed(session, ENCODE_USER, inputs, shapes.users[-1] * self._level_flops[-1])
         pairs = [(1, c) for c in shapes.candidates] + [(r, shapes.candidates[-1]) for r in shapes.requests]
         for requests, candidates in pairs:
             inputs = host.zeros(host.score_signature, {"R": requests, "C": candidates})
-            for _ in range(WARM_RUNS):
-                session.run(SCORE_CANDIDATES, inputs)
+            session.run(SCORE_CANDIDATES, inputs)
         self._seed(session, SCORE_CANDIDATES, inputs, self._flops.score(requests, candidates).total)
 
     def _seed(self, session: Session, graph: str, inputs: Rows, flops: float) -> None:

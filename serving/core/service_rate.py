@@ -36,6 +36,9 @@ class ServiceRate:
         return flops * self.best.get(graph, 0.0)
 
     def flops_in(self, graph: str, seconds: float) -> float:
-        """FLOPs that fit into `seconds`; infinite while nothing is known."""
-        rate = self.smoothed.get(graph, 0.0)
+        """FLOPs that fit into `seconds` at the best rate; infinite while nothing is known.
+
+        Not the smoothed rate: small batches are slower per FLOP, and would make the next ones smaller still.
+        """
+        rate = self.best.get(graph, 0.0)
         return seconds / rate if rate > 0 else float("inf")

@@ -1,0 +1,54 @@
+"""Fixtures of a real artifact with random weights and its compiled engine, built once per state of the sources.
+
+Tracing the graphs takes the better part of a minute, so the artifact is kept in pytest's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model.artifact import Artifact, ArtifactError, open_artifact
+from serving.engines.open import build_engine
+from tests.serving.random_artifact import build_artifact
+
+ROOT = Path(__file__).parents[2]
+
+
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    files = [*(ROOT / "model").rglob("*.py"), *(ROOT / "model").rglob("*.yaml"), *(ROOT / "kernels").rglob("*.py")]
+    for file in sorted([*files, Path(__file__).with_name("random_artifact.py")]):
+        if not {"cli", "data", "training", "metrics"} & set(file.parts):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _engine_digest() -> str:
+    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted((ROOT / "serving/engines").glob("*.py")))).hexdigest()[:12]
+
+
+@pytest.fixture(scope="session")
+def artifact(request: pytest.FixtureRequest) -> Artifact:
+    """A `tiny` model with random weights."""
+    assert request.config.cache is not None
+    kept = request.config.cache.mkdir("kunlun-random-artifact")
+    repository = kept / _sources_digest()
+    try:
+        return open_artifact(repository / "random" / "1")
+    except ArtifactError:
+        for old in kept.iterdir():
+            shutil.rmtree(old)
+        return build_artifact(repository)
+
+
+@pytest.fixture(scope="session")
+def engine_cache(artifact: Artifact) -> Path:
+    """An engine cache that holds the artifact compiled for one thread, f32."""
+    cache = artifact.path.parent.parent / f".engines-{_engine_digest()}"
+    if not cache.is_dir() or not any(cache.iterdir()):
+        assert build_engine(artifact, cache=cache, precision="f32", threads=1).path is not None
+    return cache

@@ -1,0 +1,51 @@
+"""Shape buckets: history levels depend on the user alone, rows are padded little."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.config import parse_yaml
+from model.schema import Schema
+from serving.core.options import CoreOptions
+from serving.core.service_rate import ServiceRate
+from serving.core.shapes import ShapeBuckets, powers_of_two, quarter_octaves, round_up
+from tests.serving.random_artifact import SCHEMA
+
+
+@given(st.integers(8, 5000), st.data())
+def test_padding_of_candidates_stays_below_a_quarter(largest: int, data: st.DataObject) -> None:
+    buckets = quarter_octaves(largest)
+    assert buckets[-1] == largest
+    assert list(buckets) == sorted(set(buckets))
+    count = data.draw(st.integers(1, largest))
+    padded = round_up(buckets, count)
+    assert count <= padded <= max(count + 7, count * 1.25 + 1)
+
+
+def test_powers_of_two_end_at_the_limit() -> None:
+    assert powers_of_two(1) == (1,)
+    assert powers_of_two(6) == (1, 2, 4, 6)
+    assert powers_of_two(8) == (1, 2, 4, 8)
+
+
+def test_one_level_for_all_event_types() -> None:
+    shapes = ShapeBuckets(parse_yaml(Schema, SCHEMA), CoreOptions())
+    assert shapes.levels[0] == {"click": 8, "impression": 8}
+    assert shapes.levels[-1] == {"click": 32, "impression": 64}
+    assert shapes.level({"click": 0, "impression": 0}) == 0
+    assert shapes.level({"click": 0, "impression": 33}) == len(shapes.levels) - 1
+    with pytest.raises(ValueError, match="history lengths: expected at most"):
+        shapes.level({"click": 33, "impression": 0})
+
+
+def test_rate_is_smoothed_and_its_best_bounds_what_is_possible() -> None:
+    rate = ServiceRate()
+    assert rate.predicted_s("g", 1e9) == 0.0
+    assert rate.flops_in("g", 1.0) == float("inf")
+    rate.observe("g", 1e9, 1.0)
+    rate.observe("g", 1e9, 2.0)
+    assert 1.0 < rate.predicted_s("g", 1e9) < 1.2
+    assert rate.least_s("g", 1e9) == 1.0
+    assert rate.flops_in("g", 2.0) == pytest.approx(2e9)

@@ -1,0 +1,90 @@
+"""The OpenVINO engine against the torch twin, and the promises the core builds on."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.artifact import Artifact
+from model.signature import ENCODE_USER, SCORE_CANDIDATES, encode_user_signature, score_candidates_signature
+from serving.engines.base import Session
+from serving.engines.open import open_engine
+from serving.engines.openvino_engine import measure_peak_flops
+from serving.engines.parity import check_parity
+from tests.serving.random_artifact import random_inputs
+
+
+@pytest.fixture(scope="module")
+def session(artifact: Artifact, engine_cache: Path) -> Session:
+    engine = open_engine(artifact, cache=engine_cache, precision="f32", threads_per_slot=1, slots=1)
+    assert engine.device_peak_flops > 1e8
+    return engine.open_session()
+
+
+def test_cached_engine_computes_what_the_twin_computes(artifact: Artifact, session: Session) -> None:
+    parity = check_parity(session, "f32", artifact)
+    assert parity.passed, parity
+    assert parity.max_probability_error < 1e-5
+
+
+def test_user_states_have_the_same_bits_whatever_the_batch(
+    artifact: Artifact, session: Session, rng: np.random.Generator
+) -> None:
+    signature = encode_user_signature(artifact.schema, artifact.config)
+    inputs = random_inputs(signature, {"U": 8, "T_click": 16, "T_impression": 32}, rng)
+    together = session.run(ENCODE_USER, inputs)
+    for users in (1, 2, 3, 4):
+        fewer = session.run(ENCODE_USER, {name: tensor[:users] for name, tensor in inputs.items()})
+        for name, tensor in fewer.items():
+            assert np.array_equal(tensor, together[name][:users]), (users, name)
+
+
+def test_scores_have_the_same_bits_whatever_the_batch(artifact: Artifact, session: Session, rng: np.random.Generator) -> None:
+    signature = score_candidates_signature(artifact.schema, artifact.config)
+    inputs = random_inputs(signature, {"R": 8, "C": 256}, rng)
+    together = session.run(SCORE_CANDIDATES, inputs)
+    for chosen in (np.arange(1), np.array([200]), np.arange(17), rng.permutation(256)[:100]):
+        parts = dict(inputs)
+        for name in ("item_rows", "item_dense", "request_index"):
+            parts[name] = inputs[name][chosen]
+        alone = session.run(SCORE_CANDIDATES, parts)
+        for name, tensor in alone.items():
+            assert np.array_equal(tensor, together[name][chosen]), (len(chosen), name)
+
+
+def test_outputs_belong_to_the_caller(artifact: Artifact, session: Session, rng: np.random.Generator) -> None:
+    signature = score_candidates_signature(artifact.schema, artifact.config)
+    first = session.run(SCORE_CANDIDATES, random_inputs(signature, {"R": 2, "C": 16}, rng))
+    kept = {name: tensor.copy() for name, tensor in first.items()}
+    session.run(SCORE_CANDIDATES, random_inputs(signature, {"R": 2, "C": 16}, rng))
+    for name, tensor in first.items():
+        assert np.array_equal(tensor, kept[name])
+
+
+def test_sessions_run_in_parallel_threads(artifact: Artifact, engine_cache: Path, rng: np.random.Generator) -> None:
+    engine = open_engine(artifact, cache=engine_cache, precision="f32", threads_per_slot=1, slots=2)
+    signature = score_candidates_signature(artifact.schema, artifact.config)
+    inputs = random_inputs(signature, {"R": 2, "C": 64}, rng)
+    results: list[np.ndarray] = []
+    sessions = [engine.open_session(), engine.open_session()]
+
+    def work(session: Session) -> None:
+        results.extend(session.run(SCORE_CANDIDATES, inputs)["logits"] for _ in range(20))
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert len(results) == 40
+    assert all(np.array_equal(result, results[0]) for result in results)
+    engine.close()
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        engine.open_session()
+
+
+def test_peak_probe_measures_something_plausible() -> None:
+    assert 1e8 < measure_peak_flops("f32", 1) < 1e14
