@@ -62,6 +62,10 @@ def _synthetic(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.input is not None or arguments.schema is not None:
         raise UsageError("--input and --schema: only for --source metarank; the generator has its own schema")
+    if arguments.seed < 0:
+        raise UsageError(f"--seed: expected at least 0, found {arguments.seed}")
+    if arguments.requests is not None and arguments.requests < 1:
+        raise UsageError(f"--requests: expected at least 1, found {arguments.requests}")
     config = SyntheticConfig(seed=arguments.seed)
     if arguments.requests is not None:
         config = SyntheticConfig(seed=arguments.seed, requests=arguments.requests)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -136,6 +137,7 @@ def read_log(directory: str | Path) -> CanonicalLog:
         except (OSError, pa.ArrowInvalid) as error:
             raise ConfigError(f"{where}: cannot be read as Parquet: {error}") from error
         tables[file] = _fit(where, table, columns_of(schema, file))
+        _check_rows(where, file, tables[file], schema)
     info_path = path / INFO_FILE
     info = json.loads(info_path.read_text(encoding="utf-8")) if info_path.is_file() else {}
     return CanonicalLog(path, schema, tables, info)
@@ -179,6 +181,26 @@ def _fit(where: Path, table: pa.Table, declared: Mapping[str, Column]) -> pa.Tab
             raise LogError(where, f"column {name!r}", "a value in every row", f"{values.null_count:,} null(s)")
         fitted[name] = values
     return pa.table(fitted)
+
+
+def _check_rows(where: Path, file: LogFile, table: pa.Table, schema: Schema) -> None:
+    """What types cannot say: ids are distinct (events: per user, as the store drops repeats), types are declared."""
+    key = {LogFile.REQUESTS: ["request_id"], LogFile.ITEMS: ["item_id"], LogFile.USERS: ["user_id"]}
+    columns = key.get(file, ["user_id", "event_id"])
+    repeated = len(table) - len(table.group_by(columns).aggregate([]))
+    if repeated:
+        raise LogError(
+            where, f"column {columns[-1]!r}", "distinct ids" + " per user" * len(columns[1:]), f"{repeated:,} repeated"
+        )
+    if file is LogFile.EVENTS:
+        declared = [e.name for e in schema.events]
+        unknown = set(pc.unique(table["type"]).to_pylist()) - set(declared)
+        if unknown:
+            raise LogError(where, "column 'type'", f"one of {', '.join(declared)}", ", ".join(sorted(unknown)))
+    if file is LogFile.REQUESTS:
+        nulls = pc.list_flatten(table["items"]).null_count
+        if nulls:
+            raise LogError(where, "column 'items'", "an id in every entry", f"{nulls:,} null(s)")
 
 
 def _is_castable(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from model.data.canonical import LogFile, read_log
+from model.config import ConfigError
+from model.data.canonical import CanonicalLog, LogFile, read_log
 from model.hashing import string_keys
 from model.history import arrived_before, select_history
 from model.records import (
@@ -108,8 +109,15 @@ class RequestLog:
 
 
 def load_request_log(directory: str | Path) -> RequestLog:
-    """Read a canonical log directory; raises `ConfigError` or `FieldError` naming file and column."""
+    """Read a canonical log directory; raises `ConfigError` naming file, column, what was expected and found."""
     log = read_log(directory)
+    try:
+        return _build(log)
+    except FieldError as error:
+        raise ConfigError(f"{log.path}/{error}") from error
+
+
+def _build(log: CanonicalLog) -> RequestLog:
     schema, tables = log.schema, log.tables
     requests = tables[LogFile.REQUESTS]
     requests = requests.take(pa.array(np.argsort(_int64(requests["time_ms"]), kind="stable")))

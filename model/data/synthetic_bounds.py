@@ -106,7 +106,9 @@ def _without_history(
     """E[truth | segment, category, static]: the mean over the cell's quantiles of what history adds."""
     segment = np.array(seen.segment)
     levels = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    cells = np.stack([np.quantile(added[segment == s], levels, axis=0).T for s in range(config.segments)])  # [S, K, Q]
+    cells = np.zeros((config.segments, config.categories, QUANTILES))
+    for own in np.unique(segment):
+        cells[own] = np.quantile(added[segment == own], levels, axis=0).T
     averaged = _position_free(config, static[:, None] + cells[segment[request], category], shown).mean(axis=1)
     return np.asarray(averaged, dtype=np.float64)
 
