@@ -84,4 +84,6 @@ def _extra(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from kunlun.cli import main as run  # under -m this module is `__main__`, and commands raise `kunlun.cli.UsageError`
+
+    sys.exit(run())

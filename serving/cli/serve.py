@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -43,7 +44,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-certificate", help="PEM certificate chain of the server")
     parser.add_argument("--tls-key", help="PEM private key of the server")
     parser.add_argument("--tls-client-ca", help="PEM certificates that must have signed a client's certificate (mutual TLS)")
-    parser.add_argument("--ready-file", type=Path, help="write a JSON object with address, metrics and pid here once ready")
+    parser.add_argument("--ready-file", type=Path, help="write a JSON object with address, metrics, store, pid here")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: info")
 
 
@@ -60,9 +61,9 @@ def _run(arguments: argparse.Namespace) -> int:
     def ready(addresses: Addresses) -> None:
         print(f"kunlun: {addresses.model} {addresses.version} on {addresses.grpc}", flush=True)
         if ready_file is not None:
-            facts = {"address": addresses.grpc, "metrics": addresses.metrics, "pid": os.getpid()}
+            facts = dataclasses.asdict(addresses) | {"address": addresses.grpc, "pid": os.getpid()}
             aside = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
-            aside.write_text(json.dumps(facts | {"model": addresses.model, "version": addresses.version}), encoding="utf-8")
+            aside.write_text(json.dumps(facts), encoding="utf-8")
             aside.replace(ready_file)
 
     try:

@@ -30,6 +30,8 @@ CODES = (
     "INTERNAL",
     "CANCELLED",
 )
+REFUSALS = ("overloaded", "deadline", "unready", "invalid")
+STORE_OUTCOMES = ("ok", "failed", "skipped")
 RECEIPT_REASONS = ("forged", "truncated", "expired", "unknown_key", "format")
 
 
@@ -206,6 +208,8 @@ def _known_series(m: ServingMetrics) -> Iterable[tuple[Counter | Histogram, list
     yield m._call_seconds, [(method,) for method in METHODS]
     yield m._stages, [(stage,) for stage in STAGES]
     yield m._rungs, [(rung.name.lower(),) for rung in Rung]
+    yield m._refused, [(reason,) for reason in REFUSALS]
+    yield m._store_reads, [(outcome,) for outcome in STORE_OUTCOMES]
     yield m._states, [("hit",), ("miss",)]
     yield m._events, [("stored",), ("duplicate",)]
     yield m._receipts, [(reason,) for reason in RECEIPT_REASONS]

@@ -1,0 +1,226 @@
+"""`kunlun serve` as a user runs it: a child process with a real model, a real store, real signals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from served_model import ServeProcess, serve
+
+from kunlun.client import Client, Event, KunlunError, Outcome
+from model.artifact import Artifact
+
+ITEMS = list(range(1, 41))
+BIDS = {"bid": [1.0] * len(ITEMS)}
+
+
+@pytest.fixture(scope="module")
+def model(artifact: Artifact, engine_cache: Path) -> tuple[str, ...]:
+    """Arguments that serve the random model."""
+    return ("--repository", str(artifact.path.parents[1]), "--engine-cache", str(engine_cache))
+
+
+@pytest.fixture(scope="module")
+def server(model: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+    with serve(tmp_path_factory.mktemp("server"), *model) as running:
+        running.wait_until_ready()
+        yield running
+
+
+@pytest.fixture
+def client(server: ServeProcess) -> Iterator[Client]:
+    with Client(server.wait_until_ready()["address"], timeout_s=10) as opened:
+        yield opened
+
+
+def scrape(server: ServeProcess) -> dict[str, float]:
+    """Samples of /metrics by their full name."""
+    with urllib.request.urlopen(f"http://{server.wait_until_ready()['metrics']}/metrics", timeout=10) as reply:
+        lines = [line for line in reply.read().decode().splitlines() if not line.startswith("#")]
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+
+def test_metrics_exist_at_zero_before_traffic(server: ServeProcess) -> None:
+    samples = scrape(server)
+    for name in (
+        'kunlun_rank_stage_seconds_count{stage="total"}',
+        'kunlun_rank_rungs_total{rung="full"}',
+        'kunlun_calls_total{code="OK",method="Rank"}',
+        'kunlun_online_examples_total{slice="",task="click",version="1"}',
+        'kunlun_receipts_rejected_total{reason="forged"}',
+        'kunlun_rank_refused_total{reason="overloaded"}',
+        "kunlun_queue_depth",
+    ):
+        assert samples[name] == 0, name
+    assert samples["kunlun_device_peak_flops"] > 1e8
+    assert samples['kunlun_model_info{engine="openvino",model="random",precision="f32",version="1"}'] == 1
+
+
+def test_a_click_changes_the_next_rank(client: Client) -> None:
+    before = client.rank("maya", ITEMS, columns=BIDS, context={"surface": "home"}, include_timings=True)
+    token = client.record_events([Event("maya", "click", before.items[-1], {"dwell": 9.0})])
+    after = client.rank("maya", ITEMS, columns=BIDS, context={"surface": "home"}, after=token)
+    assert (before.rung, after.rung) == ("FULL", "FULL")
+    assert (before.history_length, after.history_length) == (0, 1)
+    assert before.unknown_user
+    assert not after.unknown_user
+    assert before.scores != after.scores
+    assert before.timings is not None
+    assert 0 < before.timings["score_us"] <= before.timings["total_us"]
+
+
+def test_scores_do_not_depend_on_who_asks_at_the_same_time(client: Client) -> None:
+    def ask(user: str) -> tuple[float, ...]:
+        reply = client.rank(user, ITEMS, columns=BIDS, time_ms=1_700_000_000_000)
+        return tuple(score for _, score in sorted(zip(reply.items, reply.scores["click"], strict=True)))
+
+    users = [f"user{n}" for n in range(16)]
+    client.record_events([Event(user, "click", 1 + n, time_ms=1_600_000_000_000 + n) for n, user in enumerate(users)])
+    alone = {user: ask(user) for user in users}
+    together: dict[str, tuple[float, ...]] = {}
+    threads = [threading.Thread(target=lambda user=user: together.update({user: ask(user)})) for user in users]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_outcomes_become_online_ne(client: Client, server: ServeProcess) -> None:
+    for n in range(8):
+        reply = client.rank(f"rater{n}", ITEMS, columns=BIDS, context={"surface": "shelf"}, top_k=5)
+        client.report_outcomes([Outcome(reply.receipt, shown=range(5), labels={"click": [0]})])
+    deadline = time.monotonic() + 10
+    name = 'kunlun_online_examples_total{slice="shelf",task="click",version="1"}'
+    while scrape(server).get(name) != 40:
+        assert time.monotonic() < deadline, "outcomes were not aggregated"
+        time.sleep(0.05)
+    samples = scrape(server)
+    assert samples['kunlun_online_positives_total{slice="shelf",task="click",version="1"}'] == 8
+    assert samples['kunlun_online_base_rate{slice="*",task="click",version="1"}'] == 0.2
+    assert samples['kunlun_online_ne{slice="shelf",task="click",version="1"}'] > 0
+    assert 0 < samples["kunlun_mfu_busy"] < 1.5
+    assert 0 < samples["kunlun_mfu_wall"] < samples["kunlun_mfu_busy"]
+    assert samples['kunlun_engine_busy_seconds_total{graph="score_candidates"}'] > 0
+    assert samples['kunlun_rank_stage_seconds_count{stage="total"}'] >= 8
+
+
+def test_bad_input_is_refused_and_the_server_keeps_serving(client: Client) -> None:
+    for items, columns, context, text in (
+        ([1, 1], {"bid": [1.0, 1.0]}, {}, "candidates.ids[1]: expected distinct items"),
+        (ITEMS, {}, {}, "candidate_features.bid: expected a column"),
+        (ITEMS, BIDS, {"surfce": "x"}, "did you mean 'surface'?"),
+        (ITEMS, {"bid": [float("nan")] * 40}, {}, "expected finite numbers"),
+    ):
+        with pytest.raises(KunlunError) as caught:
+            client.rank("maya", items, columns=columns, context=context)
+        assert caught.value.code == "INVALID_ARGUMENT"
+        assert text in caught.value.message
+    assert client.rank("maya", ITEMS, columns=BIDS).rung == "FULL"
+
+
+def test_sigterm_finishes_calls_in_flight_and_exits_zero(model: tuple[str, ...], tmp_path: Path) -> None:
+    with serve(tmp_path, *model, "--data-dir", str(tmp_path / "data")) as running:
+        facts = running.wait_until_ready()
+        outcomes: list[str] = []
+        begun = threading.Event()
+
+        def ask() -> None:
+            with Client(facts["address"], timeout_s=10, retries=0) as client:
+                for n in range(10_000):
+                    try:
+                        outcomes.append(client.rank(f"u{n % 50}", ITEMS, columns=BIDS).rung)
+                    except KunlunError as error:
+                        outcomes.append(error.code)
+                        return
+                    if n == 10:
+                        begun.set()
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert begun.wait(30)
+        assert running.stop() == 0, running.log
+        asking.join(30)
+        # The last call met a closed door; every call before it was answered in full.
+        assert set(outcomes[:-1]) == {"FULL"}
+        assert outcomes[-1] == "UNAVAILABLE"
+        assert "stopped" in running.log
+        assert "Traceback" not in running.log
+        assert "no receipt key" in running.log
+
+    with serve(tmp_path, *model, "--metrics-port", "off") as again:
+        assert again.wait_until_ready()["metrics"] == ""
+        assert again.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--repository", "/nowhere"], "repository: expected a directory of artifacts, found '/nowhere'"),
+        (["--model", "rondom"], "model: expected one of random, found 'rondom'"),
+        (["--version", "2"], "version: expected one of 1, found '2'"),
+        (["--threads-per-slot", "3"], "run `kunlun compile"),
+        (["--store", "mysql://x"], "store: expected 'embedded' or a URL"),
+        (["--port", "99999"], "port: Input should be less than or equal to 65535; found 99999"),
+        (["--tls-certificate", "/c.pem"], "tls.key: required key is missing"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_in_one_line(
+    model: tuple[str, ...], tmp_path: Path, arguments: list[str], text: str
+) -> None:
+    with serve(tmp_path, *model, *arguments) as running:
+        assert running.process.wait(timeout=60) == 2
+        assert text in running.log
+        assert "Traceback" not in running.log
+
+
+def test_a_port_in_use_is_an_error(server: ServeProcess, model: tuple[str, ...], tmp_path: Path) -> None:
+    port = server.wait_until_ready()["address"].rsplit(":", 1)[1]
+    with serve(tmp_path, *model, "--port", port) as running:
+        assert running.process.wait(timeout=60) == 2
+        assert f"port: 127.0.0.1:{port} cannot be listened on" in running.log
+
+
+def test_mutual_tls_takes_known_clients_only(model: tuple[str, ...], tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    made = subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode != 0:
+        pytest.skip("not verified here: openssl cannot make a certificate")
+    tls = ["--tls-certificate", str(certificate), "--tls-key", str(key), "--tls-client-ca", str(certificate)]
+    with serve(tmp_path, *model, *tls) as running:
+        address = running.wait_until_ready()["address"]
+        root, pair = certificate.read_bytes(), (key.read_bytes(), certificate.read_bytes())
+        known = grpc.ssl_channel_credentials(root, *pair)
+        with Client(address, credentials=known, timeout_s=10) as client:
+            assert client.health()
+            assert client.rank("maya", ITEMS, columns=BIDS).rung == "FULL"
+        for stranger in (grpc.ssl_channel_credentials(root), None):
+            with Client(address, credentials=stranger, timeout_s=2, retries=0) as client, pytest.raises(KunlunError):
+                client.rank("maya", ITEMS, columns=BIDS)
+        assert running.stop() == 0
+
+
+def test_the_serving_process_imports_no_torch() -> None:
+    code = (
+        "import json, pkgutil, sys, importlib, serving, serving.engines.openvino_engine\n"
+        "for m in pkgutil.walk_packages(serving.__path__, 'serving.'): importlib.import_module(m.name)\n"
+        "print(json.dumps([m for m in sys.modules if m.split('.')[0] in ('torch', 'onnx', 'triton', 'pandas')]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    assert json.loads(done.stdout) == []
