@@ -191,7 +191,7 @@ class Ranker:
         rung, reason = Rung.FULL, ""
         if view.fault:
             stale = self._states.newest_of(request.user_id)
-            if stale is not None:
+            if stale is not None and not stale.is_degraded:
                 self._observer.user_state(True)
                 return stale, True, Rung.STALE_STATE, view.fault
             rung, reason = Rung.SHORT_HISTORY, view.fault
@@ -239,7 +239,8 @@ class Ranker:
             elif (error := result.exception()) is not None:
                 landed.set_exception(error)
             else:
-                landed.set_result(UserState(result.result(), view.newest_ms, view.history_length, job.run_s))
+                tensors, length = result.result(), view.history_length
+                landed.set_result(UserState(tensors, view.newest_ms, length, job.run_s, is_degraded=bool(view.fault)))
 
         job.result.add_done_callback(land)
         return Flight(landed, lambda: self._scheduler.cancel(job), lambda sooner: self._scheduler.promote(job, sooner))

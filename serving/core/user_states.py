@@ -37,12 +37,16 @@ class StateKey(NamedTuple):
 
 @dataclass(frozen=True)
 class UserState:
-    """The state tensors [1, n_r, d_c] by name, and what the reply says of the history they were made from."""
+    """The state tensors [1, n_r, d_c] by name, and what the reply says of the history they were made from.
+
+    `is_degraded`: made without the store, so it says nothing about the user.
+    """
 
     tensors: Mapping[str, NDArray[Any]]
     newest_ms: int | None
     history_length: int
     encode_s: float = 0.0
+    is_degraded: bool = False
 
 
 def state_key(user_id: str, user_key: int, user: Records, histories: Mapping[str, Records]) -> StateKey:

@@ -1,0 +1,378 @@
+"""The ranker on a real engine and a real store: what a Rank promises."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rank_fixtures import Recorder, by_candidate, click, request
+
+from model.artifact import Artifact
+from model.records import feature_dtype, missing_records
+from model.signature import PROBABILITIES, SCORE_CANDIDATES
+from serving.core.errors import DeadlineExpired, InvalidField, Overloaded, Unready
+from serving.core.options import CoreOptions
+from serving.core.ranker import Ranker
+from serving.core.types import CandidateBlock, Overrides, RecordedEvents, Rung, UserEvent
+from serving.engines.base import Engine, Session, Tensors
+from serving.engines.open import open_engine
+from serving.store.base import FeatureStore, RankInputs
+from serving.store.open import EMBEDDED, open_store
+
+OPTIONS = CoreOptions(max_batch_candidates=320, max_batch_users=2, max_batch_requests=4, item_ttl_s=600)
+ALL = np.arange(1, 101)
+
+
+class World:
+    """One engine and one store; rankers on them end with it."""
+
+    def __init__(self, artifact: Artifact, engine: Engine, store: Any, stack: AsyncExitStack) -> None:
+        self.artifact, self.schema, self.engine, self.store = artifact, artifact.schema, engine, store
+        self._stack = stack
+
+    async def ranker(
+        self,
+        options: CoreOptions = OPTIONS,
+        store: FeatureStore | None = None,
+        engine: Engine | None = None,
+    ) -> tuple[Ranker, Recorder]:
+        """A started ranker and what it reports to."""
+        recorder = Recorder()
+        ranker = Ranker(self.artifact, engine or self.engine, store or self.store, options, recorder)
+        await ranker.start()
+        self._stack.push_async_callback(ranker.close)
+        return ranker, recorder
+
+
+@pytest.fixture
+def play(artifact: Artifact, engine_cache: Path) -> Callable[[Callable[[World], Awaitable[None]]], None]:
+    """Run a scenario in a world of its own: items 1 … 1000 have features, nobody has events."""
+
+    def run(scenario: Callable[[World], Awaitable[None]]) -> None:
+        async def main() -> None:
+            async with AsyncExitStack() as stack:
+                engine = open_engine(artifact, cache=engine_cache, precision="f32", threads_per_slot=1, slots=1)
+                store = await open_store(EMBEDDED, artifact.schema)
+                stack.push_async_callback(store.close)
+                items = missing_records(feature_dtype(artifact.schema.item_features), 1000)
+                items["popularity"] = np.arange(1000)
+                items["genres"][:, 0] = 1 + np.arange(1000) % 20
+                await store.put_items(np.arange(1, 1001), items)
+                await asyncio.wait_for(scenario(World(artifact, engine, store, stack)), timeout=60)
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_an_event_changes_the_next_rank_and_is_reported(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, _ = await world.ranker()
+        before = await ranker.rank(request(world.schema, "ann", ALL))
+        recorded = await ranker.record_events([click(world.schema, "ann", 42, "e1")])
+        assert (recorded.stored, recorded.duplicates) == (1, 0)
+        after = await ranker.rank(request(world.schema, "ann", ALL, min_version=recorded.versions["ann"]))
+        assert (before.rung, after.rung) == (Rung.FULL, Rung.FULL)
+        assert (before.history_length, after.history_length) == (0, 1)
+        assert before.newest_event_age_ms == -1
+        assert 0 <= after.newest_event_age_ms < 60_000
+        assert not np.array_equal(by_candidate(before), by_candidate(after))
+
+    play(scenario)
+
+
+def test_scores_have_the_same_bits_alone_batched_cached_split_and_after_restart(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, recorder = await world.ranker()
+        users = [f"user{i}" for i in range(6)]
+        events = [
+            click(world.schema, u, i + 1, f"{u}-{i}", time_ms=1_000_000 + i) for n, u in enumerate(users) for i in range(n * 5)
+        ]
+        await ranker.record_events(events)
+        now = 1_800_000_000_000
+        alone = {u: by_candidate(await ranker.rank(request(world.schema, u, ALL, now_ms=now))) for u in users}
+        start = len(recorder.batches)
+        together = await asyncio.gather(
+            *(ranker.rank(request(world.schema, u, ALL, now_ms=now)) for u in users for _ in range(3))
+        )
+        assert all(result.user_state_cached for result in together)
+        assert any(rows > len(ALL) for _, rows, *_ in recorder.batches[start:]), "nothing was merged"
+        for user, result in zip([u for u in users for _ in range(3)], together, strict=True):
+            assert np.array_equal(by_candidate(result), alone[user])
+        again, split = await world.ranker(OPTIONS.model_copy(update={"work_budget_ms": 1e-3}))
+        cold = await asyncio.gather(*(again.rank(request(world.schema, u, ALL, now_ms=now)) for u in users))
+        assert any(reason == "split" for *_, reason in split.batches)
+        for user, result in zip(users, cold, strict=True):
+            assert not result.user_state_cached
+            assert np.array_equal(by_candidate(result), alone[user])
+
+    play(scenario)
+
+
+def test_scores_are_those_of_the_engine_run_directly(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, _ = await world.ranker()
+        await ranker.record_events([click(world.schema, "bob", 7, "b1", time_ms=1_000)])
+        sent = request(world.schema, "bob", ALL)
+        got = by_candidate(await ranker.rank(sent))
+        inputs = await world.store.read_rank_inputs("bob", ALL, 5.0)
+        encoder, host = world.artifact.encoder, ranker._host
+        histories = {e.name: inputs.histories[e.name] for e in world.schema.events}
+        user = missing_records(feature_dtype(world.schema.user), 1)
+        rows = host.user_inputs(
+            user, sent.user_key, histories, encoder.newest_ms(list(histories.values())), {"click": 8, "impression": 8}
+        )
+        session = world.engine.open_session()
+        states = session.run("encode_user", rows)
+        items = host.score_inputs(ALL, inputs.items, sent.context, sent.received_ms, 1_000)
+        index = {"request_index": np.zeros(len(ALL), np.int64)}
+        direct = session.run(SCORE_CANDIDATES, {**states, **items.context, **items.items, **index})
+        assert np.array_equal(got, direct[PROBABILITIES])
+
+    play(scenario)
+
+
+def test_order_follows_the_value_expression_with_ties_by_position(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, _ = await world.ranker()
+        bids = np.zeros(len(ALL))
+        bids[10] = 1e6
+        result = await ranker.rank(request(world.schema, "cat", ALL, bids=bids, top_k=5))
+        assert len(result.order) == len(result.values) == len(result.probabilities) == 5
+        assert result.order[0] == 10
+        assert np.all(np.diff(result.values) <= 0)
+        same = await ranker.rank(request(world.schema, "cat", np.full(4, 3), bids=np.ones(4)))
+        assert same.order.tolist() == [0, 1, 2, 3]
+        without = replace(request(world.schema, "cat", ALL), candidates=CandidateBlock(ALL))
+        with pytest.raises(InvalidField, match=r"candidate_features\.bid: expected a column, .* found none"):
+            await ranker.rank(without)
+
+    play(scenario)
+
+
+def test_unknown_items_and_users_are_scored_and_counted(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, _ = await world.ranker()
+        result = await ranker.rank(request(world.schema, "dan", [1, 2, 5001, 5002, 5003]))
+        assert (result.unknown_items, result.unknown_user, result.rung) == (3, True, Rung.FULL)
+        await ranker.record_events([click(world.schema, "dan", 1, "d1")])
+        assert not (await ranker.rank(request(world.schema, "dan", [1]))).unknown_user
+
+    play(scenario)
+
+
+def test_sent_user_features_win_over_stored_ones(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, _ = await world.ranker()
+        records = missing_records(feature_dtype(world.schema.user), 1)
+        records["age"] = 40.0
+        plain = await ranker.rank(request(world.schema, "eve", ALL))
+        sent = await ranker.rank(request(world.schema, "eve", ALL, user_overrides=Overrides(records, ("age",))))
+        await world.store.put_users(["eve"], records)
+        stored = await ranker.rank(request(world.schema, "eve", ALL))
+        assert not np.array_equal(by_candidate(plain), by_candidate(sent))
+        # time since the newest event is unknown in all three, so equal features mean equal bits
+        assert np.array_equal(by_candidate(stored), by_candidate(sent))
+        assert stored.user_state_cached
+
+    play(scenario)
+
+
+def test_concurrent_requests_of_one_user_share_one_encode(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, recorder = await world.ranker()
+        await asyncio.gather(*(ranker.rank(request(world.schema, "fay", ALL)) for _ in range(8)))
+        assert recorder.encodes() == 1
+        assert recorder.bytes > 0
+
+    play(scenario)
+
+
+def test_encode_on_write_warms_the_state_before_the_next_rank(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, recorder = await world.ranker()
+        await ranker.rank(request(world.schema, "gus", ALL))
+        await ranker.record_events([click(world.schema, "gus", 9, "g1"), click(world.schema, "stranger", 9, "s1")])
+        await ranker._writes.settle()
+        assert [reason for graph, *_, reason in recorder.batches if graph == "encode_user"] == ["idle", "background"]
+        result = await ranker.rank(request(world.schema, "gus", ALL))
+        assert (result.user_state_cached, result.history_length) == (True, 1)
+
+    play(scenario)
+
+
+def test_store_down_keeps_answering_on_lower_rungs(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, recorder = await world.ranker(OPTIONS.model_copy(update={"store_retry_s": 60.0}))
+        await ranker.record_events([click(world.schema, "hal", 3, "h1")])
+        full = await ranker.rank(request(world.schema, "hal", ALL))
+        world.store.server.close()
+        stale = await ranker.rank(request(world.schema, "hal", ALL, budget_s=5.0))
+        assert (stale.rung, stale.history_length, stale.user_state_cached) == (Rung.STALE_STATE, 1, True)
+        assert stale.rung_reason == "the feature store is down"
+        assert full.rung is Rung.FULL
+        for _ in range(4):
+            other = await ranker.rank(request(world.schema, "ida", ALL, budget_s=5.0))
+            assert (other.rung, other.history_length) == (Rung.SHORT_HISTORY, 0)
+        assert recorder.counts["read failed"] == OPTIONS.store_failures
+        assert recorder.counts["read skipped"] == 2
+
+    play(scenario)
+
+
+class SlowStore:
+    """The real store behind a gate that can be shut: reads hang until it opens."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.hidden_version = 0
+
+    async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
+        await self.gate.wait()
+        return await self._store.read_rank_inputs(user_id, item_keys, timeout_s)
+
+    async def record_events(self, events: Sequence[UserEvent]) -> RecordedEvents:
+        return await self._store.record_events(events)
+
+
+def test_slow_store_is_left_behind_and_used_again_when_it_recovers(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        store = SlowStore(world.store)
+        options = OPTIONS.model_copy(update={"store_timeout_s": 0.02, "store_failures": 1, "store_retry_s": 0.01})
+        ranker, _ = await world.ranker(options, store=store)  # type: ignore[arg-type]
+        store.gate.clear()
+        slow = await ranker.rank(request(world.schema, "jo", ALL))
+        assert slow.rung is Rung.SHORT_HISTORY
+        assert slow.rung_reason == "the feature store did not answer within 20 ms"
+        store.gate.set()
+        await asyncio.sleep(0.02)  # the breaker's own pause
+        assert (await ranker.rank(request(world.schema, "jo", ALL))).rung is Rung.FULL
+
+    play(scenario)
+
+
+def test_version_that_is_not_visible_yet_is_flagged(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, recorder = await world.ranker()
+        result = await ranker.rank(request(world.schema, "kim", ALL, min_version=10**15))
+        assert result.rung is Rung.STALE_STATE
+        assert "is not visible yet" in result.rung_reason
+        assert recorder.counts["read ok"] > 1
+
+    play(scenario)
+
+
+class Tampered:
+    """The real engine, whose scores pass through `change`."""
+
+    def __init__(self, engine: Engine, change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        self._engine, self._change = engine, change
+        self.name, self.precision, self.device_peak_flops = engine.name, engine.precision, engine.device_peak_flops
+        self.armed = False
+
+    def open_session(self) -> Session:
+        session, outer = self._engine.open_session(), self
+
+        class TamperedSession:
+            def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
+                outputs = session.run(graph, inputs)
+                if outer.armed and graph == SCORE_CANDIDATES:
+                    outputs[PROBABILITIES] = outer._change(outputs[PROBABILITIES])
+                return outputs
+
+        return TamperedSession()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _nan(scores: NDArray[Any]) -> NDArray[Any]:
+    return np.where(np.arange(len(scores))[:, None] == 3, np.nan, scores)
+
+
+def _broken(_: NDArray[Any]) -> NDArray[Any]:
+    raise OSError("no device")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(_nan, "the model's scores were not finite"), (_broken, "the engine failed: OSError")]
+)
+def test_bad_scores_never_leave(play: Any, change: Any, reason: str) -> None:
+    async def scenario(world: World) -> None:
+        engine = Tampered(world.engine, change)
+        ranker, _ = await world.ranker(engine=engine)
+        engine.armed = True
+        result = await ranker.rank(request(world.schema, "lee", [1, 2, 3, 4, 9999]))
+        assert (result.rung, result.rung_reason) == (Rung.PRIOR, reason)
+        prior = world.artifact.prior
+        expected = np.vstack([prior["rates"][:4], prior["default"][None]])
+        assert np.array_equal(by_candidate(result), expected)
+        engine.armed = False
+        assert (await ranker.rank(request(world.schema, "lee", [1, 2]))).rung is Rung.FULL
+
+    play(scenario)
+
+
+def test_full_queue_refuses_with_advice_and_spent_deadlines_at_once(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, recorder = await world.ranker(OPTIONS.model_copy(update={"max_queue": 2}))
+        results = await asyncio.gather(
+            *(ranker.rank(request(world.schema, f"m{i}", ALL)) for i in range(5)), return_exceptions=True
+        )
+        refused = [r for r in results if isinstance(r, Overloaded)]
+        assert len(refused) == 3
+        assert all(r.retry_after_s > 0 and "the limit is 2" in str(r) for r in refused)
+        batches = len(recorder.batches)
+        with pytest.raises(DeadlineExpired, match="cannot suffice for 100 candidate"):
+            await ranker.rank(request(world.schema, "m0", ALL, budget_s=-1.0))
+        assert len(recorder.batches) == batches
+        assert (recorder.counts["overloaded"], recorder.counts["deadline"], recorder.counts["ranked"]) == (3, 1, 2)
+
+    play(scenario)
+
+
+def test_cancelled_requests_leave_nothing_behind(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, recorder = await world.ranker()
+        tasks = [asyncio.create_task(ranker.rank(request(world.schema, f"n{i}", ALL))) for i in range(30)]
+        while recorder.counts["read ok"] < 30:
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await ranker.rank(request(world.schema, "other", ALL))
+        assert recorder.encodes() < 30
+        assert ranker._in_flight == 0
+        assert ranker._scheduler.drain_s() == 0.0
+
+    play(scenario)
+
+
+def test_drain_answers_what_is_in_flight_and_refuses_the_rest(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, _ = await world.ranker()
+        running = [asyncio.create_task(ranker.rank(request(world.schema, f"p{i}", ALL))) for i in range(5)]
+        await asyncio.sleep(0)
+        await ranker.drain()
+        assert all(task.done() and task.exception() is None for task in running)
+        with pytest.raises(Unready, match="starting or stopping"):
+            await ranker.rank(request(world.schema, "p9", ALL))
+
+    play(scenario)
+
+
+def test_the_core_and_the_engine_need_no_torch() -> None:
+    modules = "serving.core.ranker, serving.engines.open, serving.engines.openvino_engine, serving.cli.compile"
+    code = f"import sys, {modules}; found = {{'torch', 'grpc'}} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
