@@ -1,0 +1,104 @@
+"""What /metrics says: windows, stages and online NE, read back through the exposition format."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from protocol_server import shop_schema
+
+from serving.core.errors import ReceiptRejected
+from serving.core.types import RankResult, Rung, StageTimes
+from serving.feedback.consumer import OutcomeConsumer
+from serving.feedback.online_ne import OnlineNE, offline_states
+from serving.feedback.outcome import Outcome
+from serving.feedback.receipt import ServedList
+from serving.metrics.engine_window import WINDOW_S, EngineWindow
+from serving.metrics.online_ne import OnlineNECollector
+from serving.metrics.serving_metrics import STAGE_BUCKETS, ServingMetrics
+from serving.store.redis_store import RedisStore
+
+
+class Clock:
+    """Time that moves when told."""
+
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_mfu_is_useful_work_over_what_the_device_could_do() -> None:
+    clock = Clock()
+    window = EngineWindow(clock)
+    window.peak_flops, window.slots = 100.0, 2
+    assert (window.mfu_busy(), window.mfu_wall(), window.padding_waste()) == (0, 0, 0)
+    for _ in range(10):
+        clock.now_s += 1
+        window.add(useful_flops=30, executed_flops=40, busy_s=0.5)
+    assert window.mfu_busy() == pytest.approx(300 / (5 * 100))
+    assert window.mfu_wall() == pytest.approx(300 / (10 * 2 * 100))
+    assert window.padding_waste() == pytest.approx(0.25)
+    clock.now_s += WINDOW_S
+    assert (window.mfu_busy(), window.mfu_wall(), window.padding_waste()) == (0, 0, 0), "old work is forgotten"
+
+
+def test_buckets_are_log_spaced_around_the_slo() -> None:
+    assert STAGE_BUCKETS[0] == 0.0005
+    assert STAGE_BUCKETS[-1] == pytest.approx(4.096)
+    np.testing.assert_allclose(np.diff(np.log(STAGE_BUCKETS)), math.log(2) / 2)
+
+
+def test_a_rank_is_counted_by_stage_and_rung() -> None:
+    metrics = ServingMetrics()
+    result = RankResult(
+        *("shop", "7", np.arange(3), np.ones((3, 1), np.float32), np.ones(3), Rung.SHORT_HISTORY, "store away", -1, 0, False),
+        *(2, True, StageTimes(0.1, 0.2, 0.3, 0.4)),
+    )
+    metrics.ranked(result, 1.5)
+    value = metrics.registry.get_sample_value
+    sums = {s: value("kunlun_rank_stage_seconds_sum", {"stage": s}) for s in ("total", "store", "queue", "encode", "score")}
+    assert sums == {"total": 1.5, "store": 0.1, "queue": 0.2, "encode": 0.3, "score": 0.4}
+    assert value("kunlun_rank_rungs_total", {"rung": "short_history"}) == 1
+    assert value("kunlun_rank_rungs_total", {"rung": "full"}) == 0
+    assert value("kunlun_rank_unknown_items_total") == 2
+    assert value("kunlun_rank_unknown_users_total") == 1
+
+
+def test_rejected_receipts_are_counted_by_reason() -> None:
+    metrics = ServingMetrics()
+    metrics.rejected(ReceiptRejected("receipt", "an unchanged receipt", "another", "forged"))
+    assert metrics.registry.get_sample_value("kunlun_receipts_rejected_total", {"reason": "forged"}) == 1
+    assert metrics.registry.get_sample_value("kunlun_receipts_rejected_total", {"reason": "expired"}) == 0
+
+
+def test_online_ne_on_the_wire_equals_the_offline_sums(rng: np.random.Generator) -> None:
+    tasks, aggregator, lists = ("click", "like"), OnlineNE(("click", "like")), []
+    for n in range(30):
+        p = rng.uniform(0.02, 0.9, (6, 2)).astype(np.float32)
+        served = ServedList(f"r{n}", 1000, "7", "home" if n % 3 else "cart", 1, np.arange(6), p)
+        shown = sorted(rng.choice(6, 4, replace=False).tolist())
+        labels = [(at, task) for at in shown for task in (0, 1) if rng.random() < p[at, task]]
+        lists.append((served, shown, labels))
+        aggregator.apply(Outcome(bytes([n]), served, tuple(shown), tuple(labels), 2000))
+    metrics = ServingMetrics()
+    consumer = OutcomeConsumer(RedisStore("redis://127.0.0.1:1", shop_schema()), aggregator)  # never run
+    metrics.add_collector(OnlineNECollector(aggregator, consumer, tasks, "8"))
+    text = generate_latest(metrics.registry).decode()
+    samples = {
+        (s.name, *(s.labels.get(k, "") for k in ("task", "version", "slice"))): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+    for key, state in offline_states(tasks, lists).items():
+        for name in ("examples", "positives", "predictions", "negative_loss", "correction_up", "correction_down"):
+            assert samples[f"kunlun_online_{name}_total", *key] == pytest.approx(getattr(state, name), abs=1e-6)
+        assert samples["kunlun_online_ne", *key] == pytest.approx(state.normalized_entropy, abs=1e-9)
+        assert samples["kunlun_online_calibration", *key] == pytest.approx(state.calibration, abs=1e-9)
+    assert samples["kunlun_online_examples_total", "click", "8", ""] == 0, "the served version starts at 0"
+    merged = [s for k, s in offline_states(tasks, lists).items() if k.task == "click"]
+    assert samples["kunlun_online_ne", "click", "7", "*"] == pytest.approx((merged[0] + merged[1]).normalized_entropy)
+    assert math.isnan(samples["kunlun_online_ne", "click", "8", "*"])
