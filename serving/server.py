@@ -15,7 +15,6 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import grpc.aio
 from prometheus_client import start_http_server
@@ -41,7 +40,7 @@ from serving.protocol.outcome_messages import OutcomeMessages
 from serving.protocol.rank_messages import RankMessages
 from serving.protocol.ranker_service import RankerService
 from serving.store.base import FeatureStore
-from serving.store.open import EmbeddedStore, open_store
+from serving.store.open import open_store
 from serving.transport import Health, bind, open_grpc_server
 
 _LOG = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a running server listens (`metrics` is empty when off), and the URL of its store, without its password."""
+    """Where a running server listens (`metrics` is empty when off), and the URL of its store, without credentials."""
 
     grpc: str
     metrics: str
@@ -143,20 +142,13 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
             *(manifest.model, manifest.version, address, engine.name, engine.precision),
             *(config.slot_count, time.monotonic() - began),
         )
-        yield Addresses(address, metrics_address, _store_address(config, store), manifest.model, manifest.version)
+        yield Addresses(address, metrics_address, store.public_url, manifest.model, manifest.version)
 
 
 def _add_services(server: grpc.aio.Server, ranker: RankerService, events: EventsService, feedback: FeedbackService) -> None:
     ranker_pb2_grpc.add_RankerServicer_to_server(ranker, server)  # type: ignore[no-untyped-call]
     events_pb2_grpc.add_EventsServicer_to_server(events, server)  # type: ignore[no-untyped-call]
     feedback_pb2_grpc.add_FeedbackServicer_to_server(feedback, server)  # type: ignore[no-untyped-call]
-
-
-def _store_address(config: ServerConfig, store: FeatureStore) -> str:
-    if isinstance(store, EmbeddedStore):
-        return store.server.url
-    parts = urlsplit(config.store)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 async def _stop_accepting(server: grpc.aio.Server, health: Health, config: ServerConfig) -> None:
