@@ -152,7 +152,7 @@ class Scheduler:
         """Give batches to idle slots, then full batches ahead to busy ones."""
         while (slot := self._free_slot()) is not None:
             self._queue.budget_flops = self.rate.flops_in(SCORE_CANDIDATES, self._options.work_budget_ms / 1e3)
-            batch, dropped = self._queue.form(asyncio.get_running_loop().time())
+            batch, dropped = self._queue.form(time.monotonic())
             for work in dropped:
                 self._drop(work)
             if batch is None:
