@@ -20,7 +20,10 @@ class ServeProcess:
     def __init__(self, directory: Path, *arguments: str) -> None:
         self._ready, self._log = directory / "ready.json", directory / "server.log"
         self._ready.unlink(missing_ok=True)
-        always = ["--port", "0", "--metrics-port", "0", "--precision", "f32", "--ready-file", str(self._ready)]
+        config = directory / "server.yaml"
+        config.write_text("core: {max_batch_candidates: 64, max_batch_requests: 4, max_batch_users: 2}\n")  # few shapes to warm
+        always = ["--config", str(config), "--port", "0", "--metrics-port", "0", "--precision", "f32"]
+        always += ["--ready-file", str(self._ready)]
         with self._log.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "kunlun.cli", "serve", *always, *arguments],
