@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,4 +60,4 @@ def masked_bce(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum over tasks of the mean binary cross-entropy; NaN labels are left out."""
     known = ~labels.isnan()
     loss = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none") * known
-    return cast(Tensor, (loss.sum(0) / known.sum(0).clamp(min=1) * weights).sum())
+    return (loss.sum(0) / known.sum(0).clamp(min=1) * weights).sum()

@@ -81,7 +81,8 @@ class Scheduler:
     def __init__(self, engine: Engine, host: HostFeatures, flops: FlopModel, options: CoreOptions, observer: Observer) -> None:
         self._engine, self._host, self._flops, self._options, self._observer = engine, host, flops, options, observer
         self.shapes = ShapeBuckets(host.schema, options)
-        self.rate = ServiceRate()
+        # A warm-up beside a busy neighbour is slow; only the peak bounds what no queue could help.
+        self.rate = ServiceRate(best=dict.fromkeys((ENCODE_USER, SCORE_CANDIDATES), 1.0 / engine.device_peak_flops))
         limits = {
             ENCODE_USER: Limits(options.max_batch_users, options.max_batch_users),
             SCORE_CANDIDATES: Limits(options.max_batch_candidates, options.max_batch_requests),

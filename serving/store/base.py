@@ -36,7 +36,9 @@ class RankInputs:
 
 
 class FeatureStore(Protocol):
-    """What the server needs of a store. Every method may raise `StoreUnavailable`."""
+    """What the server needs of a store. Every method may raise `StoreUnavailable`. `public_url`: without credentials."""
+
+    public_url: str
 
     async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
         """One pipelined round trip: user features, all histories, the features of `item_keys` (may be empty)."""

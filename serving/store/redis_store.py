@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import redis.asyncio as redis
@@ -60,6 +61,7 @@ class RedisStore:
 
     def __init__(self, url: str, schema: Schema, options: RedisOptions | None = None) -> None:
         self.schema, self.options = schema, options or RedisOptions()
+        self.public_url = _without_credentials(url)
         self.keys = StoreKeys(schema, self.options.prefix)
         self.stats = StoreStats()
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
@@ -253,3 +255,8 @@ class RedisStore:
         if isinstance(reply, RedisError) and not str(reply).startswith("WRONGTYPE"):
             self.stats.failures += 1
             raise StoreUnavailable(f"store: read: {reply}") from reply
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
