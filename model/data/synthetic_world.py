@@ -4,7 +4,7 @@ Categories lie on a ring. A candidate's logit is ``static + interest``:
 
 * static (`World.static_logits`): bias + quality of the item (part of it follows from its price) + effect of the user's
   segment + effect of the surface; everything a model without history can see;
-* interest (`interest`): from the user's clicks, newest first, categories c0, c1, …: past clicks pull neighbouring
+* interest (`interest`): from the user's clicks, newest first, categories c0, c1, …: past clicks pull their own
   categories with weight decay^rank (recency); the step from c1 to c0 continues: c0 + 2·sign(c0 - c1) is wanted next (ORDER:
   a bag of the same clicks cannot tell); both fade with the time since the newest click (recency in time); a recent
   cart of a category satisfies it for a while.
@@ -31,10 +31,10 @@ class SyntheticConfig:
     seed: int = 0
     requests: int = 12_000
     users: int = 1_500
-    items: int = 1_000
+    items: int = 400
     min_shown: int = 12
     max_shown: int = 20
-    categories: int = 10
+    categories: int = 6
     segments: int = 4
     surfaces: int = 3
     days: float = 14.0
@@ -42,13 +42,12 @@ class SyntheticConfig:
     request_gap_s: float = 90.0  # mean time between requests of a session
     user_zipf: float = 0.6
     item_zipf: float = 0.5
-    bias: float = -2.0
+    bias: float = -1.9
     quality_price: float = 0.5
-    quality_noise: float = 0.7
+    quality_noise: float = 0.5
     segment_effect: float = 0.45
     surface_effect: float = 0.45
-    pull: float = 7.0
-    neighbour: float = 0.2
+    pull: float = 6.0
     decay: float = 0.85
     drift: float = 2.4
     fade_s: float = 6 * 3600.0
@@ -107,8 +106,7 @@ def interest(config: SyntheticConfig, clicks: NDArray[np.int64], carts: NDArray[
         newest_first = clicks[::-1]
         weight = config.decay ** np.arange(len(newest_first))
         pulled = np.bincount(newest_first, weights=weight / weight.sum(), minlength=count)
-        near = pulled + config.neighbour * (np.roll(pulled, 1) + np.roll(pulled, -1))
-        effect = config.pull * (near - near.mean())
+        effect = config.pull * (pulled - pulled.mean())
         if len(newest_first) > 1:
             step = drift_step(int(newest_first[0]), int(newest_first[1]), count)
             wanted = np.full(count, -1 / count)

@@ -95,3 +95,10 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
 def test_positions_average_to_nothing_on_the_logit() -> None:
     assert position_logits(CONFIG, 16).sum() == pytest.approx(0)
     assert position_logits(CONFIG, 16)[0] > position_logits(CONFIG, 16)[-1]
+
+
+def test_the_default_world_is_frozen(tmp_path: Path) -> None:
+    """Figures of different worlds cannot be compared: changing a parameter must be noticed."""
+    figures = generate(SyntheticConfig(), tmp_path / "log")["bayes"]["click"]
+    found = [figures[name] for name in ("ne_bayes", "ne_no_order", "ne_no_history", "base_rate")]
+    assert found == pytest.approx([0.7753, 0.8411, 0.9343, 0.1538], abs=1e-3)
