@@ -148,8 +148,8 @@ class Demo:
             samples = scrape(f"http://{server.metrics}/metrics")
             tasks = len({s.labels["task"] for s in samples if s.name == "kunlun_online_examples_total"})
             if total(samples, "kunlun_online_examples_total") >= impressions * tasks or time.monotonic() > deadline:
-                figures = [s.value for s in samples if s.name == "kunlun_online_ne" and np.isfinite(s.value)]
-                return float(np.mean(figures))
+                every_slice = [s.value for s in samples if s.name == "kunlun_online_ne" and s.labels["slice"] == "*"]
+                return float(np.mean(every_slice))
             time.sleep(0.05)
 
     def _quality(
@@ -200,7 +200,8 @@ class Demo:
         token = client.record_events([Event(log.user_ids[log.user_index[number]], event, clicked, time_ms=now)])
         after = replay.rank(client, number, after=token)
         self.say(
-            f"\nOne list before and after a {event} on {clicked!r} (history {before.history_length} → {after.history_length} events)"
+            f"\nOne list before and after a {event} on {clicked!r} "
+            f"(history {before.history_length} → {after.history_length} events)"
         )
         self.say(_side_by_side(before, after, clicked))
 

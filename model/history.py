@@ -1,9 +1,10 @@
 """Which events a ranking request sees: one rule, applied offline and online.
 
 The store keeps a user's events of one type in *arrival* order. A request reads the newest
-`read_window(cap)` arrivals, orders them by event time (ties keep arrival order) and keeps the last
-`cap`. Offline preparation applies the same two functions to the events that had arrived before the
-request, so both sides build identical histories, late and disordered arrivals included.
+`read_window(cap)` arrivals; `visible_history` leaves out what a frequent event type folds in later,
+orders the rest by event time (ties keep arrival order) and keeps the last `cap`. Offline preparation
+applies the same function to the events that had arrived before the request, so both sides build
+identical histories, late and disordered arrivals included.
 """
 
 from __future__ import annotations
@@ -12,11 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.records import ARRIVAL_MS, TIME_MS, Records
+from model.schema import EventType
 
 
 def read_window(cap: int) -> int:
     """Arrivals to read so that moderate disorder cannot push a newer event out of the newest `cap`."""
     return cap + max(8, cap // 4)
+
+
+def visible_history(arrivals: Records, event: EventType, request_ms: int) -> Records:
+    """What a request at `request_ms` sees of a user's arrivals [N] of one event type, oldest first [≤ cap]."""
+    window = folded(arrivals[-read_window(event.cap) :], event.min_fold_interval_s, request_ms)
+    return select_history(window, event.cap)
 
 
 def select_history(arrivals: Records, cap: int) -> Records:
@@ -26,21 +34,21 @@ def select_history(arrivals: Records, cap: int) -> Records:
     return window[order][-cap:]
 
 
-def arrived_before(arrivals: Records, time_ms: int) -> Records:
-    """The prefix of an arrival-ordered history that had arrived strictly before `time_ms`."""
-    return arrivals[: int(np.searchsorted(arrivals[ARRIVAL_MS], time_ms, side="left"))]
+def folded(arrivals: Records, interval_s: float, request_ms: int) -> Records:
+    """Events that happened before the last multiple of `interval_s` (0: all events).
 
-
-def fold_before_ms(arrivals: Records, interval_s: float, request_ms: int) -> Records:
-    """What a frequent event type shows a request: arrivals up to the last multiple of `interval_s` (0: all).
-
-    A function of the request time and the events alone, so a state changes at most once per interval
-    and does not depend on what a cache holds.
+    A function of the request time and the events alone: a frequent event type changes a user's state
+    at most once per interval (and when something arrives late), whatever any cache holds.
     """
     if interval_s <= 0:
         return arrivals
     interval_ms = max(1, int(interval_s * 1000))
-    return arrived_before(arrivals, request_ms // interval_ms * interval_ms)
+    return arrivals[arrivals[TIME_MS] < request_ms // interval_ms * interval_ms]
+
+
+def arrived_before(arrivals: Records, time_ms: int) -> Records:
+    """The prefix of an arrival-ordered history that had arrived strictly before `time_ms`."""
+    return arrivals[: int(np.searchsorted(arrivals[ARRIVAL_MS], time_ms, side="left"))]
 
 
 def newest_event_ms(histories: list[Records]) -> int | None:

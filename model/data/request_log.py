@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from model.config import ConfigError
 from model.data.canonical import CanonicalLog, LogFile, read_log
 from model.hashing import string_keys
-from model.history import arrived_before, select_history
+from model.history import arrived_before, visible_history
 from model.records import (
     ARRIVAL_MS,
     ITEM,
@@ -79,7 +79,7 @@ class RequestLog:
         """What the model sees of each event type at the request's moment, oldest first."""
         user, now = int(self.user_index[request]), int(self.time_ms[request])
         return {
-            event.name: select_history(arrived_before(self.events[event.name].of_user(user), now), event.cap)
+            event.name: visible_history(arrived_before(self.events[event.name].of_user(user), now), event, now)
             for event in self.schema.events
         }
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from model.features import PAD_ROW, GroupLayout
 
-INIT_DEVIATION = 0.05
+INIT_DEVIATION = 0.25
 
 
 class EmbeddingTables(nn.Module):

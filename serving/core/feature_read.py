@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.features import FeatureEncoder
-from model.history import fold_before_ms, select_history
+from model.history import visible_history
 from model.records import Records, event_dtype, feature_dtype, missing_records
 from model.schema import Schema
 from serving.core.errors import StoreUnavailable
@@ -101,12 +101,7 @@ class FeatureReader:
         return inputs
 
     def _view(self, inputs: RankInputs, now_ms: int) -> UserView:
-        histories = {
-            event.name: select_history(
-                fold_before_ms(inputs.histories[event.name], event.min_fold_interval_s, now_ms), event.cap
-            )
-            for event in self._schema.events
-        }
+        histories = {event.name: visible_history(inputs.histories[event.name], event, now_ms) for event in self._schema.events}
         has_features = inputs.user is not None
         user = inputs.user if inputs.user is not None else missing_records(self._user_dtype, 1)
         newest = FeatureEncoder.newest_ms(list(histories.values()))
