@@ -1,11 +1,11 @@
-"""Writes a trained run as an immutable artifact version (see `model.artifact` for the layout)."""
+"""Writes a model as an immutable artifact version (see `model.artifact` for the layout)."""
 
 from __future__ import annotations
 
 import json
 import platform
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from model.artifact import (
@@ -27,24 +30,58 @@ from model.artifact import (
 )
 from model.config import ConfigError
 from model.export.graphs import WEIGHTS, export_graph, externalize
+from model.features import FeatureEncoder
 from model.flops import flop_model
+from model.ranker import KunlunRanker
 from model.signature import GraphSignature, state_bytes, state_specs
 from model.training.run import TrainingRun
 
 TABLES = "tables."
 
 
+@dataclass(frozen=True)
+class ModelParts:
+    """Everything an artifact is made of. `arrays`: contents of vocabularies, prior and golden (`.safetensors`)."""
+
+    model: KunlunRanker
+    encoder: FeatureEncoder
+    calibration: Mapping[str, Calibration]
+    base_rates: Mapping[str, float]
+    evaluation: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    arrays: Mapping[str, Mapping[str, NDArray[Any]]]
+
+
 def export_run(
     run: TrainingRun, repository: Path, *, name: str, version: str, note: Callable[[str], None] = lambda _: None
 ) -> Artifact:
     """Export the best checkpoint of `run` as ``<repository>/<name>/<version>``; `note` hears each stage."""
-    if not run.result:
+    result = run.result
+    if not result:
         raise ConfigError(f"{run.path}: training has not ended (no result.json); finish it with `kunlun train … --resume`")
-    model = run.load_model()
-    target = repository / name / version
+    evaluation = run.path / "evaluation.json"
+    parts = ModelParts(
+        model=run.load_model(),
+        encoder=run.encoder,
+        calibration={k: Calibration(**c) for k, c in result["calibration"].items()},
+        base_rates=result["base_rates"],
+        evaluation=json.loads(evaluation.read_text()) if evaluation.is_file() else {"validation": result["best"]},
+        provenance={
+            "training": run.config.model_dump(mode="json"),
+            "result": {k: result[k] for k in ("steps", "seconds", "stopped", "parameters")},
+        },
+        arrays={n: load_file(run.path / f"{n}.safetensors") for n in ("vocabularies", "prior", "golden")},
+    )
+    return write_artifact(repository / name / version, parts, note)
+
+
+def write_artifact(target: Path, parts: ModelParts, note: Callable[[str], None] = lambda _: None) -> Artifact:
+    """Publish `parts` as the version directory ``<repository>/<model>/<version>``, atomically; raises `ArtifactError`."""
+    model = parts.model
     with published_atomically(target) as aside:
-        graphs = aside / "graphs"
+        graphs, tables = aside / "graphs", aside / "tables"
         graphs.mkdir()
+        tables.mkdir()
         dense = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith(TABLES)}
         save_file(dense, graphs / WEIGHTS)
         for module in (model.encode_user, model.score_candidates):
@@ -55,12 +92,11 @@ def export_run(
             onnx.save(proto, graphs / f"{signature.name}.onnx")
             onnx.checker.check_model(graphs / f"{signature.name}.onnx")
         note("writing embedding tables")
-        (aside / "tables").mkdir()
         for table in model.layout.table_widths():
-            np.save(aside / "tables" / f"{table}.npy", model.tables.weight(table).detach().numpy(), allow_pickle=False)
-        for name_of_file in ("vocabularies", "prior", "golden"):
-            shutil.copyfile(run.path / f"{name_of_file}.safetensors", aside / f"{name_of_file}.safetensors")
-        manifest = _manifest(run, name, version, file_digests(aside))
+            np.save(tables / f"{table}.npy", model.tables.weight(table).detach().numpy(), allow_pickle=False)
+        for file, arrays in parts.arrays.items():
+            save_arrays({k: np.ascontiguousarray(v) for k, v in arrays.items()}, aside / f"{file}.safetensors")
+        manifest = _manifest(parts, target.parent.name, target.name, file_digests(aside))
         (aside / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
     return open_artifact(target)
 
@@ -78,34 +114,31 @@ def example_inputs(signature: GraphSignature) -> dict[str, torch.Tensor]:
     }
 
 
-def _manifest(run: TrainingRun, name: str, version: str, files: dict[str, str]) -> Manifest:
-    schema, config, result = run.schema, run.config.model_config_resolved, run.result
-    evaluation = run.path / "evaluation.json"
-    measured: dict[str, Any] = json.loads(evaluation.read_text()) if evaluation.is_file() else {"validation": result["best"]}
+def _manifest(parts: ModelParts, name: str, version: str, files: dict[str, str]) -> Manifest:
+    schema, config = parts.model.schema, parts.model.config
     return Manifest(
         model=name,
         version=version,
         schema_=schema,
         schema_digest=schema.digest,
         config=config,
-        feature_stats=run.encoder.stats.to_json(),
-        table_rows=run.encoder.table_rows(),
+        feature_stats=parts.encoder.stats.to_json(),
+        table_rows=parts.encoder.table_rows(),
         user_state=tuple(
             TensorLayout(name=spec.name, shape=tuple(s for s in spec.shape if isinstance(s, int)))
             for spec in state_specs(config, "U")
         ),
         user_state_bytes=state_bytes(config),
         flops=flop_model(schema, config).to_json(),
-        calibration={k: Calibration(**c) for k, c in result["calibration"].items()},
-        evaluation=measured,
-        base_rates=result["base_rates"],
+        calibration=dict(parts.calibration),
+        evaluation=dict(parts.evaluation),
+        base_rates=dict(parts.base_rates),
         files=files,
         provenance={
             "kunlun": installed("kunlun-serving"),
             "torch": installed("torch"),
             "onnx": installed("onnx"),
             "python": platform.python_version(),
-            "training": run.config.model_dump(mode="json"),
-            "result": {k: result[k] for k in ("steps", "seconds", "stopped", "parameters")},
+            **parts.provenance,
         },
     )

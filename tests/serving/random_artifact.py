@@ -5,25 +5,19 @@ Needs torch (tests only). Building one takes a few seconds; share it through a s
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import save_file
 
-from model.artifact import MANIFEST, Artifact, Calibration, Manifest, TensorLayout, file_digests, open_artifact
+from model.artifact import Artifact, Calibration
 from model.config import parse_yaml
-from model.export.graphs import WEIGHTS, export_graph, externalize
-from model.export.writer import TABLES, example_inputs
-from model.features import FeatureEncoder, FeatureLayout, FeatureStats
-from model.flops import flop_model
+from model.export.writer import ModelParts, write_artifact
+from model.features import FeatureEncoder, FeatureStats
 from model.model_config import load_preset
 from model.ranker import KunlunRanker
 from model.schema import Schema
-from model.signature import GraphSignature, state_bytes, state_specs
+from model.signature import GraphSignature
 
 SCHEMA = """
 name: everything
@@ -56,49 +50,29 @@ ITEMS = 1000
 def build_artifact(repository: Path, *, preset: str = "tiny", version: str = "1", seed: int = 0) -> Artifact:
     """Write ``<repository>/random/<version>`` and open it."""
     torch.manual_seed(seed)
-    schema, config = parse_yaml(Schema, SCHEMA), load_preset(preset)
+    schema = parse_yaml(Schema, SCHEMA)
     numeric = {"context.since": (5.0, 2.0), "item.popularity": (2.0, 1.0), "click.dwell": (3.0, 2.0)}
     vocabularies = {"item": np.arange(1, ITEMS + 1, dtype=np.int64), "genre": np.arange(1, 21, dtype=np.int64)}
-    stats = FeatureStats(numeric, {"user.age": (18.0, 30.0, 50.0)}, vocabularies)
-    rows = FeatureEncoder(schema, stats).table_rows()
-    model = KunlunRanker(schema, config, rows).eval()
+    encoder = FeatureEncoder(schema, FeatureStats(numeric, {"user.age": (18.0, 30.0, 50.0)}, vocabularies))
+    model = KunlunRanker(schema, load_preset(preset), encoder.table_rows()).eval()
     calibration = {"click": Calibration(scale=0.9, shift=-0.5), "like": Calibration(negative_rate=0.5)}
     model.score_candidates.calibrate([calibration[t.name] for t in schema.tasks])
-    path = repository / "random" / version
-    for folder in ("graphs", "tables"):
-        (path / folder).mkdir(parents=True)
-    dense = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith(TABLES)}
-    save_file(dense, path / "graphs" / WEIGHTS)
-    for module in (model.encode_user, model.score_candidates):
-        proto = export_graph(module, module.signature, example_inputs(module.signature))
-        externalize(proto, module.signature.name, path / "graphs" / WEIGHTS)
-        onnx.save(proto, path / "graphs" / f"{module.signature.name}.onnx")
     rng = np.random.default_rng(seed)
-    for table, width in FeatureLayout(schema).table_widths().items():
-        np.save(path / "tables" / f"{table}.npy", rng.standard_normal((rows[table], width)).astype(np.float32) * 0.5)
-    save_arrays(vocabularies, path / "vocabularies.safetensors")
-    prior = {"keys": np.arange(1, ITEMS + 1), "rates": rng.uniform(0.01, 0.2, (ITEMS, 2)).astype(np.float32)}
-    save_arrays(prior | {"default": np.full(2, 0.05, np.float32)}, path / "prior.safetensors")
-    save_arrays(golden_batch(model, rng), path / "golden.safetensors")
-    manifest = Manifest(
-        model="random",
-        version=version,
-        schema_=schema,
-        schema_digest=schema.digest,
-        config=config,
-        feature_stats=stats.to_json(),
-        table_rows=rows,
-        user_state=tuple(TensorLayout(name=s.name, shape=s.shape[1:]) for s in state_specs(config, "U")),
-        user_state_bytes=state_bytes(config),
-        flops=flop_model(schema, config).to_json(),
+    prior = {
+        "keys": np.arange(1, ITEMS + 1),
+        "rates": rng.uniform(0.01, 0.2, (ITEMS, 2)).astype(np.float32),
+        "default": np.full(2, 0.05, np.float32),
+    }
+    parts = ModelParts(
+        model=model,
+        encoder=encoder,
         calibration=calibration,
-        evaluation={},
         base_rates={"click": 0.05, "like": 0.05},
-        files=file_digests(path),
+        evaluation={},
         provenance={},
+        arrays={"vocabularies": vocabularies, "prior": prior, "golden": golden_batch(model, rng)},
     )
-    (path / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json")))
-    return open_artifact(path)
+    return write_artifact(repository / "random" / version, parts)
 
 
 def random_inputs(signature: GraphSignature, sizes: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -1,0 +1,5 @@
+"""The random artifact of the serving tests."""
+
+from tests.serving.compiled import artifact
+
+__all__ = ["artifact"]

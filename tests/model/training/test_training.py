@@ -1,0 +1,175 @@
+"""Training: learns, is deterministic, resumes exactly; row-wise Adagrad and calibration against their formulas."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch.nn import functional as F
+
+from model.artifact import Calibration
+from model.config import ConfigError
+from model.data.request_log import RequestLog
+from model.data.split import split_requests
+from model.features import FeatureEncoder
+from model.hashing import string_keys
+from model.training.batches import BatchMaker
+from model.training.calibration import fit_platt
+from model.training.config import AugmentConfig, OptimizerConfig, TrainConfig
+from model.training.fit_features import fit_features
+from model.training.forward import PositionBias, masked_bce
+from model.training.rowwise_adagrad import RowWiseAdagrad
+from model.training.run import CHECKPOINT, TrainingRun
+from model.training.trainer import Trainer, TrainingDiverged
+
+CONFIG = TrainConfig(
+    model="tiny", epochs=2, batch_requests=40, threads=1, optimizer=OptimizerConfig(dense_lr=3e-3, warmup_steps=2)
+)
+
+
+def trained(
+    log: RequestLog, path: Path, config: TrainConfig = CONFIG, stop_after: int | None = None
+) -> tuple[Trainer, list[float]]:
+    """A trainer after training (or after `stop_after` steps and a checkpoint), and the loss of every step."""
+    split = split_requests(log, config.split.value)
+    run = TrainingRun.create(path, config, log.schema, fit_features(log, split.train))
+    trainer = Trainer(run, log, split.train, split.validation)
+    losses: list[float] = []
+
+    class Stop(Exception):
+        pass
+
+    def report(progress: Any) -> None:
+        losses.append(progress.loss)
+        if progress.step == stop_after:
+            trainer._checkpoint()
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        trainer.fit(report, lambda _: None)
+    return trainer, losses
+
+
+def test_training_learns_and_leaves_everything_that_serving_needs(log: RequestLog, tmp_path: Path) -> None:
+    trainer, losses = trained(log, tmp_path / "run")
+    assert np.mean(losses[-4:]) < losses[0] - 0.05
+    run = TrainingRun.open(tmp_path / "run")
+    assert run.result["stopped"] == "epochs"
+    assert run.result["calibration"].keys() == {"click"}
+    prior = load_file(run.path / "prior.safetensors")
+    assert np.all(np.diff(prior["keys"]) > 0)
+    assert prior["rates"].shape == (len(prior["keys"]), 1)
+    restored = run.load_model()
+    for (name, a), (_, b) in zip(trainer.model.state_dict().items(), restored.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(log: RequestLog, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"epochs": 1})
+    _, first = trained(log, tmp_path / "a", config)
+    _, second = trained(log, tmp_path / "b", config)
+    _, other = trained(log, tmp_path / "c", config.model_copy(update={"seed": 1}))
+    assert first == second
+    assert first != other
+
+
+def test_a_resumed_run_continues_with_the_same_losses(log: RequestLog, tmp_path: Path) -> None:
+    whole, losses = trained(log, tmp_path / "whole")
+    trained(log, tmp_path / "cut", stop_after=11)
+    split = split_requests(log, CONFIG.split.value)
+    resumed = Trainer(TrainingRun.open(tmp_path / "cut"), log, split.train, split.validation)
+    resumed.resume()
+    rest: list[float] = []
+    resumed.fit(lambda p: rest.append(p.loss), lambda _: None)
+    assert rest == losses[11:]
+    for (name, a), (_, b) in zip(whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert (tmp_path / "cut" / CHECKPOINT / "state.json").is_file()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(log: RequestLog, tmp_path: Path) -> None:
+    split = split_requests(log, CONFIG.split.value)
+    run = TrainingRun.create(tmp_path / "run", CONFIG, log.schema, fit_features(log, split.train))
+    trainer = Trainer(run, log, split.train, split.validation)
+    with torch.no_grad():
+        trainer.model.score_candidates.stream.logits.bias.fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match="the loss is nan at step 0; lower dense_lr or sparse_lr"):
+        trainer.fit(lambda _: None, lambda _: None)
+
+
+def test_statistics_come_from_the_training_part_alone(log: RequestLog) -> None:
+    split = split_requests(log, "time")
+    stats = fit_features(log, split.train)
+    late_only = set(log.item_index[np.concatenate([np.arange(*log.shown(r).indices(10**9)) for r in split.test])])
+    early = set(log.item_index[np.concatenate([np.arange(*log.shown(r).indices(10**9)) for r in split.train])])
+    for item in late_only - early:
+        assert log.item_keys[item] not in stats.vocabularies[log.schema.item.table]
+
+
+def test_a_batch_holds_the_user_side_once_per_request(log: RequestLog) -> None:
+    split = split_requests(log, "time")
+    maker = BatchMaker(log, FeatureEncoder(log.schema, fit_features(log, split.train)))
+    batch = maker.batch(split.test[:5])
+    assert batch.requests == 5
+    assert batch.candidates == sum(log.shown(r).stop - log.shown(r).start for r in split.test[:5])
+    assert batch.request_index.bincount().tolist() == [log.shown(r).stop - log.shown(r).start for r in split.test[:5]]
+    hidden = maker.batch(split.test[:5], AugmentConfig(empty_history=1.0, unknown_position=1.0), np.random.default_rng(0))
+    assert all(h.lengths.sum() == 0 for h in hidden.histories.values())
+    assert hidden.positions.sum() == 0
+
+
+def test_rowwise_adagrad_follows_its_formula_and_leaves_other_rows_alone() -> None:
+    torch.manual_seed(0)
+    table = torch.nn.Parameter(torch.randn(6, 3))
+    start, sums = table.detach().clone(), torch.zeros(6)
+    optimizer = RowWiseAdagrad([table], lr=0.1)
+    want = start.clone()
+    for rows in ([1, 1, 4], [4]):
+        weight = torch.randn(len(rows), 3)
+        optimizer.zero_grad()
+        (F.embedding(torch.tensor(rows), table, sparse=True) * weight).sum().backward()
+        optimizer.step()
+        dense = torch.zeros(6, 3).index_add_(0, torch.tensor(rows), weight)
+        sums += dense.square().mean(-1)
+        touched = dense.abs().sum(-1) > 0
+        want[touched] -= 0.1 * dense[touched] / (sums[touched].sqrt() + 1e-8).unsqueeze(-1)
+    torch.testing.assert_close(table.detach(), want)
+    assert torch.equal(table.detach()[[0, 2, 3, 5]], start[[0, 2, 3, 5]])
+
+
+def test_unknown_labels_do_not_count() -> None:
+    logits = torch.tensor([[0.3, 1.0], [-2.0, 0.0]])
+    labels = torch.tensor([[1.0, float("nan")], [float("nan"), 0.0]])
+    got = masked_bce(logits, labels, torch.tensor([1.0, 0.5]))
+    want = F.softplus(torch.tensor(-0.3)) + 0.5 * F.softplus(torch.tensor(0.0))
+    torch.testing.assert_close(got, want)
+
+
+def test_an_unknown_position_adds_nothing() -> None:
+    bias = PositionBias(1)
+    with torch.no_grad():
+        bias.table.fill_(3.0)
+    assert bias(torch.tensor([0, 5])).flatten().tolist() == [0.0, 3.0]
+
+
+def test_platt_recovers_the_line_that_made_the_labels(rng: np.random.Generator) -> None:
+    x = rng.standard_normal(40_000).astype(np.float32) * 2
+    y = (rng.random(40_000) < 1 / (1 + np.exp(-(0.7 * x - 1.2)))).astype(np.float32)
+    fitted = fit_platt(x, y)
+    assert fitted.scale == pytest.approx(0.7, abs=0.03)
+    assert fitted.shift == pytest.approx(-1.2, abs=0.05)
+    assert fit_platt(x, np.ones_like(y)) == Calibration()
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not a training run \(no config.json\)"):
+        TrainingRun.open(tmp_path)
+
+
+def test_user_keys_follow_the_declared_hash(log: RequestLog) -> None:
+    assert log.user_keys.tolist() == string_keys(log.user_ids, log.schema.hash).tolist()
