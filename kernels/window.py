@@ -39,11 +39,6 @@ def window_attention_dense(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, win
     return scores.masked_fill(~allowed[:, None], _MASKED).softmax(-1) @ v
 
 
-def window_pairs(steps: int, window: int) -> int:
-    """Number of (query, key) pairs inside the window: T(2w+1) − w(w+1) for T > w, else T²."""
-    return steps * (2 * window + 1) - window * (window + 1) if steps > window else steps * steps
-
-
 def _neighbours(x: Tensor, tail: int, blocks: int, block: int) -> Tensor:
     """Each block with the one before and the one after it; zeros beyond the ends."""
     padded = F.pad(x, (0, 0, block, tail + block)).unflatten(2, (blocks + 2, block))

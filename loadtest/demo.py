@@ -13,25 +13,25 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kunlun.cli import Command, UsageError
 from kunlun.client import Client, Event
 from kunlun.values import RankReply
-from loadtest.processes import RunningServer, StageFailed, run_stage, serving
+from loadtest.bench import Bench
+from loadtest.pipeline import Pipeline
+from loadtest.processes import RunningServer, StageFailed
 from loadtest.prometheus_text import scrape, total
 from loadtest.replay import Replay, ReplayResult
 from model.cli.console import note, progress_bar
-from model.data.split import split_requests
 from model.metrics.normalized_entropy import NEState
 
-CONFIGS = Path(__file__).parent / "configs"
 TOP_ROWS = 6
 
 
@@ -49,7 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     say = (lambda _: None) if arguments.json else print
     try:
-        figures = Demo(arguments, workdir, say).run()
+        bench = Bench(Pipeline(workdir, arguments.data, arguments.config, arguments.seed), arguments.requests)
+        figures = Demo(arguments, bench, say).run()
     except StageFailed as error:
         raise UsageError(str(error)) from error
     finally:
@@ -61,79 +62,39 @@ def _run(arguments: argparse.Namespace) -> int:
 
 @dataclass
 class Demo:
-    """One run of the demo in `workdir`."""
+    """One run of the demo; `say` prints what a person reads."""
 
     arguments: argparse.Namespace
-    workdir: Path
-    say: Any
+    bench: Bench
+    say: Callable[[str], Any]
 
     def run(self) -> dict[str, Any]:
         """All stages; returns the figures of the closing line."""
         began = time.perf_counter()
-        prepared = self._stage("prepare", "preparing data", *self._source(), "--output", self._path("data"))
-        run, data = self._path("run"), self._path("data")
-        seed = str(self.arguments.seed)
-        trained = self._stage("train", "training", str(self._config()), "--data", data, "--output", run, "--seed", seed)
-        tested = self._stage("evaluate", "evaluating", run, "--data", data)
-        exported = self._stage("export", "exporting", run, "--repository", self._path("models"))
-        compiled = self._stage("compile", "compiling", exported["artifact"])
-        replay = Replay(Path(data))
-        requests = self._held_out(replay)
-        with serving(self._server_arguments(), self.workdir) as server, Client(server.address, timeout_s=10) as client:
-            self._load(server, replay, requests)
+        stages = self.bench.pipeline.run()
+        replay = self.bench.replay
+        requests = self.bench.pipeline.held_out(replay, self.bench.requests)
+        with self.bench.server() as server, Client(server.address, timeout_s=10) as client:
+            self.bench.load(server, requests)
             result = self._replay(client, replay, requests)
             online = self._online_ne(server, result.impressions)
             mfu = total(scrape(f"http://{server.metrics}/metrics"), "kunlun_mfu_busy")
             self._before_and_after_a_click(client, replay, int(requests[-1]))
         figures = {
             "data": "synthetic" if self.arguments.data is None else self.arguments.data.name,
-            **self._quality(prepared, tested, replay, result, requests, online),
+            **self._quality(stages, replay, result, requests, online),
             "p50_ms": round(float(np.percentile(result.latencies_ms, 50)), 2),
             "p99_ms": round(float(np.percentile(result.latencies_ms, 99)), 2),
             "mfu": round(mfu, 4),
             "requests": len(requests),
             "errors": result.errors,
             "rungs": result.rungs,
-            "parity": compiled["parity"]["max_probability_error"],
-            "train_seconds": trained["seconds"],
+            "parity": stages["compile"]["parity"]["max_probability_error"],
+            "train_seconds": stages["train"]["seconds"],
             "seconds": round(time.perf_counter() - began, 1),
         }
         self._summary(figures, result)
         return figures
-
-    def _stage(self, command: str, doing: str, *arguments: str) -> dict[str, Any]:
-        began = time.perf_counter()
-        note(f"[bold]{doing}[/] (kunlun {command} …)")
-        figures = run_stage([command, *arguments])
-        note(f"  done in {time.perf_counter() - began:.1f} s")
-        return figures
-
-    def _path(self, name: str) -> str:
-        return str(self.workdir / name)
-
-    def _source(self) -> list[str]:
-        if self.arguments.data is None:
-            return ["--source", "synthetic", "--seed", str(self.arguments.seed)]
-        return ["--source", "metarank", "--input", str(self.arguments.data)]
-
-    def _config(self) -> Path:
-        if self.arguments.config is not None:
-            return Path(self.arguments.config)
-        return CONFIGS / ("demo_synthetic.yaml" if self.arguments.data is None else "demo_metarank.yaml")
-
-    def _server_arguments(self) -> list[str]:
-        return ["--repository", self._path("models"), "--store", "embedded", "--port", "0", "--metrics-port", "0"]
-
-    def _held_out(self, replay: Replay) -> NDArray[np.int64]:
-        """The last test requests, in log order."""
-        config = json.loads((self.workdir / "run" / "config.json").read_text())
-        return split_requests(replay.log, config["split"]).test[-self.arguments.requests :]
-
-    def _load(self, server: RunningServer, replay: Replay, requests: NDArray[np.int64]) -> None:
-        """Item and user features, and the histories as they were before the first replayed request of each user."""
-        earlier = self.workdir / "events_before.parquet"
-        pq.write_table(replay.events_before(requests), earlier)
-        self._stage("load", "loading the store", self._path("data"), "--store", server.store, "--events", str(earlier))
 
     def _replay(self, client: Client, replay: Replay, requests: NDArray[np.int64]) -> ReplayResult:
         note("[bold]replaying held-out requests[/] with their events and outcomes")
@@ -142,28 +103,22 @@ class Demo:
             return replay.run(client, requests, lambda: bar.advance(task))
 
     def _online_ne(self, server: RunningServer, impressions: int) -> float:
-        """The server's own NE, once it has consumed every reported impression."""
-        deadline = time.monotonic() + 30
-        while True:
-            samples = scrape(f"http://{server.metrics}/metrics")
-            tasks = len({s.labels["task"] for s in samples if s.name == "kunlun_online_examples_total"})
-            if total(samples, "kunlun_online_examples_total") >= impressions * tasks or time.monotonic() > deadline:
-                every_slice = [s.value for s in samples if s.name == "kunlun_online_ne" and s.labels["slice"] == "*"]
-                return float(np.mean(every_slice))
-            time.sleep(0.05)
+        """The server's own NE over all slices, once it has consumed every reported impression."""
+        self.bench.wait_for_outcomes(server, impressions)
+        samples = scrape(f"http://{server.metrics}/metrics")
+        return float(np.mean([s.value for s in samples if s.name == "kunlun_online_ne" and s.labels["slice"] == "*"]))
 
     def _quality(
         self,
-        prepared: dict[str, Any],
-        tested: dict[str, Any],
+        stages: dict[str, dict[str, Any]],
         replay: Replay,
         result: ReplayResult,
         requests: NDArray[np.int64],
         online: float,
     ) -> dict[str, Any]:
-        task, first = next(iter(tested["tasks"].items()))
-        bayes = prepared.get("bayes", {}).get(task, {})
-        twin = self._twin(replay, requests)
+        task, first = next(iter(stages["evaluate"]["tasks"].items()))
+        bayes = stages["prepare"].get("bayes", {}).get(task, {})
+        twin = self.bench.pipeline.twin(replay, requests)
         labels = np.concatenate([replay.log.labels[replay.log.shown(r)] for r in requests.tolist()])
         answered = np.concatenate(
             [np.full(replay.log.offsets[r + 1] - replay.log.offsets[r], r in result.predictions) for r in requests]
@@ -177,16 +132,6 @@ class Demo:
             "ne_offline_same_impressions": round(_mean_ne(twin[answered], labels[answered]), 6),
             "max_score_difference": float(np.abs(served - twin[answered]).max()),
         }
-
-    def _twin(self, replay: Replay, requests: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The torch twin's probabilities of the same impressions, from offline histories."""
-        from model.training.batches import BatchMaker
-        from model.training.predict import predict_logits
-        from model.training.run import TrainingRun
-
-        run = TrainingRun.open(self.workdir / "run")
-        logits = predict_logits(run.load_model(), BatchMaker(replay.log, run.encoder), requests, calibrated=True)
-        return 1 / (1 + np.exp(-logits.astype(np.float64)))
 
     def _before_and_after_a_click(self, client: Client, replay: Replay, number: int) -> None:
         """Rank a user's list, record a click on its last item, rank again."""

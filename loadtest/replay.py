@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class ReplayResult:
     """Per request: latency (ms) of Rank and served probabilities in the log's order; totals of errors and feedback."""
 
     latencies_ms: list[float] = field(default_factory=list)
-    predictions: dict[int, NDArray[np.float64]] = field(default_factory=dict)  # request number → [C, tasks]
+    predictions: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # request number → [C, tasks]
     impressions: int = 0
     errors: int = 0
     last_error: str = ""
@@ -46,6 +46,33 @@ class Replay:
         columns = {n: requests[n].take(pa.array(order)).to_pylist() for n in names}
         self._context = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         self._events = tables[LogFile.EVENTS]
+
+    def randomized(self, count: int, rng: np.random.Generator, most: int = 200) -> Replay:
+        """`count` made-up requests after the end of the log, when every event of it is history.
+
+        Users, contexts and candidates are drawn from the log; candidate counts are heavy-tailed up to `most`.
+        """
+        log, copy = self.log, object.__new__(Replay)
+        base = rng.integers(0, len(log), count)
+        sizes = np.minimum(1 + rng.pareto(1.2, count) * 10, min(most, len(log.item_ids))).astype(np.int64)
+        now = 3_600_000 + max([int(log.time_ms.max()), *(int(a.records["arrival_ms"].max()) for a in log.events.values())])
+        rows = int(sizes.sum())
+        copy.log = replace(
+            log,
+            request_ids=[f"random-{i}" for i in range(count)],
+            time_ms=np.full(count, now, dtype=np.int64),
+            user_index=log.user_index[base],
+            contexts=log.contexts[base],
+            offsets=np.concatenate([[0], np.cumsum(sizes)]),
+            item_index=np.concatenate([rng.choice(len(log.item_ids), s, replace=False) for s in sizes]),
+            positions=np.full(rows, -1, dtype=np.int32),
+            labels=np.full((rows, len(log.schema.tasks)), np.nan, dtype=np.float32),
+            columns={name: rng.uniform(0.1, 2, rows).astype(np.float32) for name in log.columns},
+            truth=None,
+        )
+        copy._context = [self._context[b] for b in base] if self._context else []
+        copy._events = self._events.slice(0, 0)
+        return copy
 
     def run(self, client: Client, requests: NDArray[np.int64], progress: Callable[[], None]) -> ReplayResult:
         """Send `requests` (numbers in the log, ascending) one after the other."""
@@ -93,12 +120,16 @@ class Replay:
         limit = np.array([first.get(u, never) for u in self._events["user_id"].to_pylist()], dtype=np.int64)
         return self._events.filter(pa.array(arrival < limit))
 
+    def served(self, reply: RankReply) -> NDArray[np.float32]:
+        """Probabilities [C, tasks] of a full reply, in the order of the request's candidates."""
+        best_first = np.stack([np.asarray(reply.scores[t.name], dtype=np.float32) for t in self.log.schema.tasks], axis=1)
+        in_log_order = np.empty_like(best_first)
+        in_log_order[np.asarray(reply.order)] = best_first
+        return in_log_order
+
     def _report(self, client: Client, number: int, reply: RankReply, result: ReplayResult) -> None:
         tasks, order = [t.name for t in self.log.schema.tasks], np.asarray(reply.order)
-        served = np.stack([np.asarray(reply.scores[t], dtype=np.float64) for t in tasks], axis=1)  # best first
-        in_log_order = np.empty_like(served)
-        in_log_order[order] = served
-        result.predictions[number] = in_log_order
+        result.predictions[number] = self.served(reply)
         result.rungs[reply.rung] = result.rungs.get(reply.rung, 0) + 1
         labels = self.log.labels[self.log.shown(number)][order]  # [k, tasks] in the response's order
         positive = {task: np.flatnonzero(labels[:, t] == 1).tolist() for t, task in enumerate(tasks)}

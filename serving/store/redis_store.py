@@ -259,4 +259,6 @@ class RedisStore:
 
 def _without_credentials(url: str) -> str:
     parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url  # urlunsplit would drop the empty host of unix:///path
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.window import window_attention, window_attention_dense, window_pairs
+from kernels.window import window_attention, window_attention_dense
+from model.flops import window_pairs
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8, 21, 64])

@@ -235,3 +235,15 @@ def test_a_wrong_url_is_explained_without_its_password() -> None:
         asyncio.run(open_store("redis://:hush@127.0.0.1:1/0", SCHEMA))
     assert "127.0.0.1" in str(caught.value)
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "public"),
+    [
+        ("redis://ann:hush@127.0.0.1:1/0", "redis://127.0.0.1:1/0"),
+        ("unix:///tmp/x.sock", "unix:///tmp/x.sock"),
+        ("rediss://h:2", "rediss://h:2"),
+    ],
+)
+def test_the_public_url_holds_no_credentials(url: str, public: str) -> None:
+    assert RedisStore(url, SCHEMA).public_url == public

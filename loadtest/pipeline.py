@@ -1,0 +1,72 @@
+"""A trained, exported and compiled model from the commands a user would type, kept in one directory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.processes import run_stage
+from loadtest.replay import Replay
+from model.cli.console import note
+from model.data.split import split_requests
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Stages and what they leave in `workdir`. `data`: a Metarank-format log, None for synthetic data."""
+
+    workdir: Path
+    data: Path | None = None
+    config: Path | None = None
+    seed: int = 0
+
+    def path(self, name: str) -> str:
+        return str(self.workdir / name)
+
+    @property
+    def models(self) -> str:
+        """The model repository."""
+        return self.path("models")
+
+    def run(self) -> dict[str, dict[str, Any]]:
+        """All stages; their figures by stage."""
+        source = ["--source", "synthetic", "--seed", str(self.seed)]
+        if self.data is not None:
+            source = ["--source", "metarank", "--input", str(self.data)]
+        config = self.config or CONFIGS / ("demo_synthetic.yaml" if self.data is None else "demo_metarank.yaml")
+        data, run = self.path("data"), self.path("run")
+        figures = {
+            "prepare": self.stage("prepare", "preparing data", *source, "--output", data),
+            "train": self.stage("train", "training", str(config), "--data", data, "--output", run, "--seed", str(self.seed)),
+            "evaluate": self.stage("evaluate", "evaluating", run, "--data", data),
+            "export": self.stage("export", "exporting", run, "--repository", self.models),
+        }
+        figures["compile"] = self.stage("compile", "compiling", figures["export"]["artifact"])
+        return figures
+
+    def stage(self, command: str, doing: str, *arguments: str) -> dict[str, Any]:
+        """One command, announced."""
+        note(f"[bold]{doing}[/] (kunlun {command} …)")
+        return run_stage([command, *arguments])
+
+    def held_out(self, replay: Replay, count: int) -> NDArray[np.int64]:
+        """The last `count` test requests, in log order."""
+        split = json.loads((self.workdir / "run" / "config.json").read_text())["split"]
+        return split_requests(replay.log, split).test[-count:]
+
+    def twin(self, replay: Replay, requests: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The torch twin's probabilities of the shown items of `requests`, from offline histories."""
+        from model.training.batches import BatchMaker
+        from model.training.predict import predict_logits
+        from model.training.run import TrainingRun
+
+        run = TrainingRun.open(self.workdir / "run")
+        logits = predict_logits(run.load_model(), BatchMaker(replay.log, run.encoder), requests, calibrated=True)
+        return 1 / (1 + np.exp(-logits.astype(np.float64)))

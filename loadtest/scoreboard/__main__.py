@@ -1,0 +1,78 @@
+"""`python -m loadtest.scoreboard`: run rows; all of them also rewrite the results table in docs/results.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from loadtest.bench import Bench
+from loadtest.pipeline import Pipeline
+from loadtest.scoreboard.rows import LATER, ROWS, Row
+from model.cli.console import note
+
+RESULTS = Path("docs/results.md")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.scoreboard", description=__doc__)
+    parser.add_argument("--row", choices=[r.id for r in ROWS], help="one row (default: all, and rewrite docs/results.md)")
+    parser.add_argument("--requests", type=int, default=1000, help="requests per row (default: 1000)")
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/bench"), help="where the model is kept (default: runs/bench)"
+    )
+    arguments = parser.parse_args()
+    bench = Bench(Pipeline(arguments.workdir), arguments.requests)
+    bench.build()
+    chosen = [r for r in ROWS if arguments.row in (None, r.id)]
+    lines = [_measure(row, bench) for row in chosen]
+    if arguments.row is None:
+        RESULTS.write_text(_page(lines), encoding="utf-8")
+        note(f"wrote {RESULTS}")
+    return 0 if all(line["ok"] for line in lines) else 1
+
+
+def _measure(row: Row, bench: Bench) -> dict[str, Any]:
+    note(f"[bold]{row.id}[/] {row.measure}")
+    began = time.perf_counter()
+    figure = row.run(bench)
+    line = {
+        "id": row.id,
+        "measure": row.measure,
+        "value": figure.value,
+        "target": row.target,
+        "ok": figure.ok,
+        "conditions": figure.conditions | {"seconds": round(time.perf_counter() - began, 1), "cpu": platform.machine()},
+    }
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+    return line
+
+
+def _page(lines: list[dict[str, Any]]) -> str:
+    table = ["| row | measure | target | measured | met | conditions |", "|--|--|--|--|--|--|"]
+    for line in lines:
+        conditions = ", ".join(f"{k} {v}" for k, v in line["conditions"].items())
+        met = "yes" if line["ok"] else "**no**"
+        table.append(f"| {line['id']} | {line['measure']} | {line['target']} | {line['value']:.3g} | {met} | {conditions} |")
+    return "\n".join(
+        [
+            "# Results",
+            "",
+            "Written by `make bench`; one row alone: `make bench ROW=S13`.",
+            "Synthetic log, `tiny` model, OpenVINO f32, embedded store.",
+            "",
+            *table,
+            "",
+            f"Not measured yet: {', '.join(LATER)}.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

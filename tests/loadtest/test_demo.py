@@ -1,0 +1,56 @@
+"""The whole product in one run: every stage as a child process, held-out requests replayed over gRPC."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = """
+name: demo
+model: tiny
+split: time
+epochs: 1
+batch_requests: 128
+threads: 1
+optimizer: {dense_lr: 0.005}
+"""
+
+
+@pytest.mark.slow
+def test_the_demo_trains_serves_and_agrees_with_its_twin(tmp_path: Path) -> None:
+    config = tmp_path / "quick.yaml"
+    config.write_text(CONFIG)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "kunlun.cli",
+            "demo",
+            "--config",
+            str(config),
+            "--requests",
+            "1000",
+            "--keep",
+            str(tmp_path / "w"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    assert figures["requests"] == 1000
+    assert figures["errors"] == 0
+    assert figures["rungs"] == {"FULL": 1000}
+    assert figures["max_score_difference"] <= 1e-5
+    assert figures["ne_online"] == pytest.approx(figures["ne_offline_same_impressions"], abs=1e-5)
+    assert figures["ne_bayes"] < figures["ne_no_order"] < figures["ne_no_history"]
+    assert figures["ne_test"] > figures["ne_bayes"]
+    assert 0 < figures["mfu"] < 1
+    assert figures["p50_ms"] <= figures["p99_ms"]
+    assert "before and after a click" in done.stdout
