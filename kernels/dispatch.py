@@ -1,7 +1,7 @@
-"""One door to GDPA: picks the form by the layout of its arguments and validates them once.
+"""One door to GDPA: picks the form by the layout of its arguments.
 
-Forms: `padded` (dense rows, what CPU engines and the exported graph run) and `jagged` (packed rows
-with offsets, the reference twin). Callers say what they have, never which code runs.
+Forms: padded (dense rows, what CPU engines and the exported graph run) and jagged (packed rows with
+offsets, the reference twin). Callers say what they have, never which code runs.
 """
 
 from __future__ import annotations
@@ -23,27 +23,36 @@ class GDPAParams:
     scale_out: float = 1.0
 
 
-def gdpa(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, *, q_offsets: Tensor | None = None, n_kv: int = 0) -> Tensor:
-    """GDPA; jagged when `q_offsets` is given (q [sum_T, H, d_h]), padded otherwise (q [B, T, H, d_h])."""
-    kw = {"activation": params.activation, "scale_in": params.scale_in, "scale_out": params.scale_out}
-    if q_offsets is not None:
-        return gdpa_jagged(q, k, v, q_offsets, n_kv, **kw)  # type: ignore[arg-type]
-    _check_padded(q, k, v)
-    return gdpa_padded(q, k, v, **kw)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Jagged:
+    """Layout of packed rows: `q_offsets` int [B+1], `n_kv` rows per K/V block, `kv_index` int [B] block of each sample."""
+
+    q_offsets: Tensor
+    n_kv: int
+    kv_index: Tensor | None = None
 
 
-def pffn(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, *, q_offsets: Tensor | None = None, n_kv: int = 0) -> Tensor:
+def gdpa(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged | None = None) -> Tensor:
+    """GDPA over q [sum_T, H, d_h] with a `jagged` layout, or over padded q [B, T, H, d_h] without one."""
+    if jagged is None:
+        return gdpa_padded(q, k, v, activation=params.activation, scale_in=params.scale_in, scale_out=params.scale_out)
+    return gdpa_jagged(
+        *(q, k, v, jagged.q_offsets, jagged.n_kv),
+        activation=params.activation,
+        scale_in=params.scale_in,
+        scale_out=params.scale_out,
+        kv_index=jagged.kv_index,
+    )
+
+
+def pffn(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged | None = None) -> Tensor:
     """The PFFN block; layouts as in `gdpa`."""
-    kw = {"activation": params.activation, "scale_in": params.scale_in, "scale_out": params.scale_out}
-    if q_offsets is not None:
-        return pffn_jagged(q, k, v, q_offsets, n_kv, **kw)  # type: ignore[arg-type]
-    _check_padded(q, k, v)
-    return pffn_padded(q, k, v, **kw)  # type: ignore[arg-type]
-
-
-def _check_padded(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[2:] != k.shape[2:]:
-        raise ValueError(
-            "gdpa: expected q [B, T, H, d_h] and k, v [B, n_kv, H, d_h] of equal H and d_h, "
-            f"found q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        )
+    if jagged is None:
+        return pffn_padded(q, k, v, activation=params.activation, scale_in=params.scale_in, scale_out=params.scale_out)
+    return pffn_jagged(
+        *(q, k, v, jagged.q_offsets, jagged.n_kv),
+        activation=params.activation,
+        scale_in=params.scale_in,
+        scale_out=params.scale_out,
+        kv_index=jagged.kv_index,
+    )

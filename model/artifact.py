@@ -155,6 +155,9 @@ def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
         raise ArtifactError(f"{manifest_path}: not valid JSON ({error}); export the model again") from error
     if manifest.schema_.digest != manifest.schema_digest:
         raise ArtifactError(f"{manifest_path}: schema_digest differs from the schema it holds; export the model again")
+    absent = sorted(_required_files(manifest) - manifest.files.keys())
+    if absent:
+        raise ArtifactError(f"{manifest_path}: files does not list {absent[0]}; export the model again")
     if verify:
         for name, expected in manifest.files.items():
             if not (path / name).is_file():
@@ -164,11 +167,17 @@ def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
     return Artifact(path, manifest)
 
 
+def _required_files(manifest: Manifest) -> set[str]:
+    graphs = {f"graphs/{name}" for name in ("encode_user.onnx", "score_candidates.onnx", "weights.safetensors")}
+    arrays = {f"{name}.safetensors" for name in ("vocabularies", "prior", "golden")}
+    return graphs | arrays | {f"tables/{table}.npy" for table in manifest.table_rows}
+
+
 def list_versions(repository: str | Path) -> dict[str, list[str]]:
     """Versions per model in a repository, oldest name first."""
     root = Path(repository)
     return {
-        model.name: sorted(v.name for v in model.iterdir() if (v / MANIFEST).is_file())
+        model.name: sorted(v.name for v in model.iterdir() if not v.name.startswith(".") and (v / MANIFEST).is_file())
         for model in sorted(root.iterdir())
         if model.is_dir() and not model.name.startswith(".")
     }
@@ -184,10 +193,8 @@ def published_atomically(target: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                _fsync(file)
-        _fsync(aside)
+        for path in (*aside.rglob("*"), aside):
+            _fsync(path)
         aside.rename(target)
         _fsync(target.parent)
     except BaseException:

@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
 
 class StrictModel(BaseModel):
-    """Immutable, no unknown keys, no silent conversions between numbers and strings."""
+    """Immutable, no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 

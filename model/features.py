@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.hashing import MISSING_KEY, bucket_of, keys_of
+from model.hashing import MISSING_KEY, bucket_of
 from model.history import ages_s, newest_event_ms
 from model.records import ITEM, Records
 from model.schema import Derived, EventType, Feature, FeatureKind, HashBuckets, Schema
@@ -31,12 +31,13 @@ USER, CONTEXT, ITEMS = "user", "context", "item"
 
 @dataclass(frozen=True)
 class Slot:
-    """One embedded feature of a group: `width` output columns, the mean of up to `values` table rows."""
+    """One embedded feature of a group: `width` output columns; a multi-valued one averages up to `values` table rows."""
 
     feature: str
     table: str
     width: int
     values: int = 1
+    is_multi: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,9 @@ class FeatureLayout:
                 slots.append(Slot(f.name, table, f.buckets.width))
             else:
                 assert f.table is not None
-                many = f.max_values if f.kind is FeatureKind.MULTI else 1
-                slots.append(Slot(f.name, f.table, self.schema.tables[f.table].width, many))
+                is_multi = f.kind is FeatureKind.MULTI
+                width = self.schema.tables[f.table].width
+                slots.append(Slot(f.name, f.table, width, f.max_values if is_multi else 1, is_multi))
         return GroupLayout(name, tuple(slots), tuple(dense))
 
     def groups(self) -> dict[str, GroupLayout]:
@@ -261,7 +263,7 @@ def gather(layout: GroupLayout, rows: NDArray[np.int32], tables: Mapping[str, ND
     for slot in layout.slots:
         target = out[..., column : column + slot.width]
         part = rows[..., index : index + slot.values]
-        if slot.values == 1:
+        if not slot.is_multi:
             target[...] = tables[slot.table][part[..., 0]]
         else:
             valid = (part != PAD_ROW)[..., None]
@@ -359,5 +361,4 @@ __all__ = [
     "Slot",
     "fit_stats",
     "gather",
-    "keys_of",
 ]

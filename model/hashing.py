@@ -8,7 +8,7 @@ distinct ids: probability 3e-6).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import xxhash
@@ -30,13 +30,6 @@ def string_key(text: str, spec: HashSpec) -> int:
 def string_keys(texts: Iterable[str], spec: HashSpec) -> NDArray[np.int64]:
     """int64 keys of many strings, [N]."""
     return np.fromiter((string_key(text, spec) for text in texts), dtype=np.int64)
-
-
-def keys_of(values: Sequence[str] | Sequence[int] | NDArray[np.int64], spec: HashSpec) -> NDArray[np.int64]:
-    """int64 keys of a column of integers or strings, [N]."""
-    if len(values) and isinstance(values[0], str):
-        return string_keys(values, spec)  # type: ignore[arg-type]
-    return np.asarray(values, dtype=np.int64)
 
 
 def bucket_of(keys: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Which events a ranking request sees: one rule, applied offline and online.
 
 The store keeps a user's events of one type in *arrival* order. A request reads the newest
-`read_window(cap)` arrivals; `visible_history` leaves out what a frequent event type folds in later,
+`read_window` arrivals; `visible_history` leaves out what a frequent event type folds in later,
 orders the rest by event time (ties keep arrival order) and keeps the last `cap`. Offline preparation
 applies the same function to the events that had arrived before the request, so both sides build
 identical histories, late and disordered arrivals included.
@@ -13,25 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.records import ARRIVAL_MS, TIME_MS, Records
-from model.schema import EventType
-
-
-def read_window(cap: int) -> int:
-    """Arrivals to read so that moderate disorder cannot push a newer event out of the newest `cap`."""
-    return cap + max(8, cap // 4)
+from model.schema import EventType, read_window
 
 
 def visible_history(arrivals: Records, event: EventType, request_ms: int) -> Records:
     """What a request at `request_ms` sees of a user's arrivals [N] of one event type, oldest first [≤ cap]."""
-    window = folded(arrivals[-read_window(event.cap) :], event.min_fold_interval_s, request_ms)
+    window = folded(arrivals[-event.read_window :], event.min_fold_interval_s, request_ms)
     return select_history(window, event.cap)
 
 
 def select_history(arrivals: Records, cap: int) -> Records:
     """The newest `cap` events by event time, oldest first, among the newest arrivals [N] → [≤ cap]."""
     window = arrivals[-read_window(cap) :]
-    order = np.argsort(window[TIME_MS], kind="stable")
-    return window[order][-cap:]
+    return window[np.argsort(window[TIME_MS], kind="stable")][-cap:]
 
 
 def folded(arrivals: Records, interval_s: float, request_ms: int) -> Records:
@@ -60,3 +54,6 @@ def newest_event_ms(histories: list[Records]) -> int | None:
 def ages_s(history: Records, newest_ms: int) -> NDArray[np.float32]:
     """Age in seconds relative to the newest event of the user's histories, ≥ 0, float32 [T]."""
     return ((newest_ms - history[TIME_MS]) / 1000.0).astype(np.float32)
+
+
+__all__ = ["ages_s", "arrived_before", "folded", "newest_event_ms", "read_window", "select_history", "visible_history"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.artifact import Calibration
+from model.config import ConfigError
 from model.features import FeatureLayout
 from model.layers.candidate_stream import CandidateStream
 from model.layers.embedding import EmbeddingTables
@@ -96,6 +97,10 @@ class KunlunRanker(nn.Module):
 
     def __init__(self, schema: Schema, config: ModelConfig, table_rows: Mapping[str, int]) -> None:
         super().__init__()
+        declared = [e.name for e in schema.events]
+        for event in config.towers:
+            if event not in declared:
+                raise ConfigError(f"towers: {event!r} is not an event type of the schema; there are: {', '.join(declared)}")
         self.schema, self.config = schema, config
         self.layout = FeatureLayout(schema)
         self.tables = EmbeddingTables(table_rows, self.layout.table_widths())

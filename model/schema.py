@@ -53,7 +53,7 @@ class HashBuckets(StrictModel):
     """Ids are hashed into a fixed number of rows (1 … buckets); row 0 stays for missing values."""
 
     kind: Literal["hash"]
-    buckets: Annotated[int, Field(ge=2)]
+    buckets: Annotated[int, Field(ge=2, le=1 << 30)]
 
 
 class Table(StrictModel):
@@ -98,8 +98,8 @@ class Feature(StrictModel):
 
     `categorical`: one id per row, embedded from `table`. `multi`: up to `max_values` ids, their
     rows averaged. `numeric`: normalised (`log1p` first if asked; mean and deviation of the training
-    data are kept in the manifest) or cut into buckets and embedded. A missing value is row 0 for
-    ids, and the training mean for numbers.
+    data are kept in the manifest) or cut into buckets and embedded. A missing value is row 0 for a
+    categorical feature, zeros for a multi-valued one, and the training mean for a number.
     """
 
     name: Name
@@ -116,6 +116,8 @@ class Feature(StrictModel):
         if self.kind is FeatureKind.NUMERIC:
             if self.table is not None:
                 raise ValueError(f"feature {self.name!r}: a numeric feature takes `buckets`, not `table`")
+            if self.log1p and self.buckets is not None:
+                raise ValueError(f"feature {self.name!r}: `log1p` has no effect on `buckets`; give one of them")
         elif self.table is None:
             raise ValueError(f"feature {self.name!r}: a {self.kind.value} feature needs a `table`")
         elif self.log1p or self.buckets is not None:
@@ -140,7 +142,8 @@ class ItemIdentity(StrictModel):
 class EventType(StrictModel):
     """One kind of user event; each forms its own history and gets its own tower.
 
-    `cap` is the number of newest events the model reads, `capacity` the number the store keeps.
+    `cap` is the number of newest events the model reads, `capacity` the number the store keeps (at least
+    `read_window`, so that serving reads what offline preparation reads).
     `min_fold_interval_s` lets frequent events (impressions) change the user state at most that often.
     """
 
@@ -152,8 +155,12 @@ class EventType(StrictModel):
 
     @model_validator(mode="after")
     def _capacity_covers_cap(self) -> EventType:
-        if self.capacity is not None and self.capacity < self.cap:
-            raise ValueError(f"event type {self.name!r}: capacity {self.capacity} is below cap {self.cap}")
+        if self.capacity is not None and self.capacity < self.read_window:
+            raise ValueError(
+                f"event type {self.name!r}: capacity {self.capacity} is below {self.read_window}: "
+                f"cap {self.cap} and the slack for events that arrive out of order"
+            )
+        _distinct(f"events.{self.name}.attributes", [f.name for f in self.attributes], ("item", "time_ms", "arrival_ms"))
         for feature in self.attributes:
             if feature.kind is FeatureKind.MULTI:
                 raise ValueError(f"attribute {feature.name!r}: event attributes are single-valued (records are fixed-width)")
@@ -162,16 +169,36 @@ class EventType(StrictModel):
         return self
 
     @property
+    def read_window(self) -> int:
+        """Arrivals a request reads (see `read_window`)."""
+        return read_window(self.cap)
+
+    @property
     def stored(self) -> int:
         """Events kept in the store per user."""
-        return self.capacity if self.capacity is not None else 2 * self.cap
+        return max(self.capacity or 2 * self.cap, self.read_window)
 
 
 class Task(StrictModel):
-    """One binary outcome to predict; `event` is the event type whose occurrence is the label."""
+    """One binary outcome to predict; its labels are the log's `label_<name>` column."""
 
     name: Name
     weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+def read_window(cap: int) -> int:
+    """Arrivals to read so that moderate disorder cannot push a newer event out of the newest `cap`."""
+    return cap + max(8, cap // 4)
+
+
+def _distinct(group: str, names: list[str], reserved: tuple[str, ...] = ()) -> None:
+    """Raise unless all names differ and none is reserved."""
+    doubled = sorted({n for n in names if names.count(n) > 1})
+    if doubled:
+        raise ValueError(f"{group}: declared twice: {', '.join(doubled)}")
+    taken = [n for n in names if n in reserved]
+    if taken:
+        raise ValueError(f"{group}: {taken[0]!r} is reserved here; choose another name")
 
 
 def _checked_expression(text: str) -> str:
@@ -192,7 +219,7 @@ class Schema(StrictModel):
     context: tuple[Feature, ...] = ()
     item_features: tuple[Feature, ...] = ()
     request_columns: tuple[Name, ...] = ()
-    events: tuple[EventType, ...]
+    events: Annotated[tuple[EventType, ...], Field(min_length=1)]
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
     value: Annotated[str, AfterValidator(_checked_expression)]
     slice: Name | None = None
@@ -200,16 +227,17 @@ class Schema(StrictModel):
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Schema:
-        for group, names in (
-            ("user", [f.name for f in self.user]),
-            ("context", [f.name for f in self.context]),
-            ("item_features and request_columns", [*(f.name for f in self.item_features), *self.request_columns]),
-            ("events", [e.name for e in self.events]),
-            ("tasks", [t.name for t in self.tasks]),
-        ):
-            doubled = sorted({n for n in names if names.count(n) > 1})
-            if doubled:
-                raise ValueError(f"{group}: declared twice: {', '.join(doubled)}")
+        context = [f.name for f in self.context]
+        _distinct("user", [f.name for f in self.user], ("user_id",))
+        _distinct("context", context, ("request_id", "time_ms", "user_id", "items", "positions", "propensity"))
+        columns = [*(f.name for f in self.item_features), *self.request_columns]
+        _distinct("item_features and request_columns", columns, ("item_id",))
+        _distinct("events", [e.name for e in self.events], ("user", "context", "item"))
+        _distinct("tasks", [t.name for t in self.tasks])
+        _distinct("request_columns and tasks", [*self.request_columns, *(f"p_{t.name}" for t in self.tasks)])
+        for name in context:
+            if name.startswith(("label_", "truth_", "column_")):
+                raise ValueError(f"context: {name!r}: names beginning with label_, truth_ or column_ are the log's own")
         for where, table in self._table_uses():
             if table not in self.tables:
                 raise ValueError(f"{where}: table {table!r} is not declared; tables: {', '.join(sorted(self.tables))}")
@@ -225,8 +253,11 @@ class Schema(StrictModel):
                     f"value: unknown name {name!r}; available: "
                     + ", ".join([*(f"p_{t.name}" for t in self.tasks), *self.request_columns])
                 )
-        if self.slice is not None and self.slice not in {f.name for f in self.context}:
-            raise ValueError(f"slice: {self.slice!r} is not a context feature")
+        slices = [f.name for f in self.context if f.kind is FeatureKind.CATEGORICAL]
+        if self.slice is not None and self.slice not in slices:
+            raise ValueError(
+                f"slice: {self.slice!r} is not a categorical context feature; there are: {', '.join(slices) or 'none'}"
+            )
         return self
 
     def _table_uses(self) -> Iterator[tuple[str, str]]:

@@ -63,7 +63,8 @@ def _check(node: ast.expr, names: set[str], text: str) -> None:
         case ast.Name(id=name):
             names.add(name)
         case ast.Constant(value=value) if isinstance(value, int | float) and not isinstance(value, bool):
-            pass
+            if abs(value) > 1e300:
+                raise ValueError(f"value expression {text!r}: a number beyond 1e300 is not allowed")
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             _check(left, names, text)
             _check(right, names, text)

@@ -23,7 +23,12 @@ def gdpa_padded(
     scale_in: float = 1.0,
     scale_out: float = 1.0,
 ) -> Tensor:
-    """q [B, T, H, d_h], k and v [B, n_kv, H, d_h] → [B, T, H, d_h]."""
+    """q [B, T, H, d_h], k and v [B, n_kv, H, d_h] → [B, T, H, d_h]; raises `ValueError` on other shapes."""
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[2:] != k.shape[2:]:
+        raise ValueError(
+            "gdpa: expected q [B, T, H, d_h] and k, v [B, n_kv, H, d_h] of equal H and d_h, "
+            f"found q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        )
     queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, ·, d_h]
     scores = queries @ (keys * scale_in).transpose(-1, -2)  # [B, H, T, n_kv]
     hidden = activate(scores, activation, head_dim=1)

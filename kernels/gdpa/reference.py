@@ -64,6 +64,7 @@ def pffn_jagged(
     activation: tuple[str, ...] = ("fast_gelu",),
     scale_in: float = 1.0,
     scale_out: float = 1.0,
+    kv_index: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """The PFFN block as deployed: LayerNorm → GDPA → + q̂ → RMSNorm → + q; both norms span all heads.
@@ -72,7 +73,13 @@ def pffn_jagged(
     """
     flat = q.flatten(1)  # [sum_T, H · d_h]
     normed = torch.nn.functional.layer_norm(flat, flat.shape[-1:], eps=eps)
-    mixed = gdpa_jagged(normed.view_as(q), k, v, q_offsets, n_kv, activation=activation, scale_in=scale_in, scale_out=scale_out)
+    mixed = gdpa_jagged(
+        *(normed.view_as(q), k, v, q_offsets, n_kv),
+        activation=activation,
+        scale_in=scale_in,
+        scale_out=scale_out,
+        kv_index=kv_index,
+    )
     inner = mixed.flatten(1) + normed
     return (rms_norm(inner, eps) + flat).view_as(q)
 

@@ -29,11 +29,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
     try:
         run = TrainingRun.open(arguments.run)
+        if not run.result:
+            raise ConfigError(f"{run.path}: training has not ended; finish it with `kunlun train … --resume`")
         model = run.load_model()
+        log = load_request_log(arguments.data)
+        run.check_data(log)
+        requests = getattr(split_requests(log, run.config.split.value), arguments.part)
     except ConfigError as error:
         raise UsageError(str(error)) from error
-    log = load_request_log(arguments.data)
-    requests = getattr(split_requests(log, run.config.split.value), arguments.part)
     logits = predict_logits(model, BatchMaker(log, run.encoder), requests, calibrated=True)
     figures = evaluate_predictions(1 / (1 + np.exp(-logits.astype(np.float64))), log.subset(requests))
     if arguments.part == "test":

@@ -24,31 +24,37 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from model.training.trainer import TrainingDiverged
+
     try:
         return _train(arguments)
-    except ConfigError as error:
+    except (ConfigError, TrainingDiverged) as error:
         raise UsageError(str(error)) from error
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from model.data.request_log import load_request_log
     from model.data.split import split_requests
-    from model.training.config import load_train_config
+    from model.training.config import load_train_config, parse_config
     from model.training.fit_features import fit_features
-    from model.training.run import CHECKPOINT, TrainingRun
+    from model.training.run import TrainingRun
     from model.training.trainer import Trainer
 
     config = load_train_config(arguments.config)
     if arguments.seed is not None:
-        config = config.model_copy(update={"seed": arguments.seed})
+        config = parse_config(config.model_dump() | {"seed": arguments.seed})
     log = load_request_log(arguments.data)
     split = split_requests(log, config.split.value)
     if arguments.resume:
         run = TrainingRun.open(arguments.output)
-        if not (run.path / CHECKPOINT).is_dir():
-            raise UsageError(f"{run.path}: no checkpoint to resume from")
+        run.check_data(log)
+        if run.config != config:
+            raise ConfigError(
+                f"{arguments.config}: differs from {run.path}/config.json; --resume continues the run as it began"
+            )
     else:
         run = TrainingRun.create(arguments.output, config, log.schema, fit_features(log, split.train))
+        run.remember_data(log)
     trainer = Trainer(run, log, split.train, split.validation)
     if arguments.resume:
         trainer.resume()

@@ -280,8 +280,10 @@ def _identity(feature: Feature, value: Any, where: str) -> Any:
 
 def _integer(value: Any) -> int:
     """An int64 id from a number or its text (10, 10.0, "10"); raises `ValueError` and its kin."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(value)
     number = int(value)
-    if isinstance(value, bool) or number != float(value) or not -(1 << 63) < number < 1 << 63:
+    if not -(1 << 63) < number < 1 << 63:
         raise ValueError(value)
     return number
 

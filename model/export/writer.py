@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -72,6 +73,9 @@ def export_run(
         },
         arrays={n: load_file(run.path / f"{n}.safetensors") for n in ("vocabularies", "prior", "golden")},
     )
+    for what, given in (("model name", name), ("version", version)):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given):
+            raise ConfigError(f"{what}: expected letters, digits, '.', '_' and '-', found {given!r}")
     return write_artifact(repository / name / version, parts, note)
 
 

@@ -44,7 +44,7 @@ class EmbeddingTables(nn.Module):
                 part = part.masked_fill((torch.rand(part.shape) < id_dropout) & (part > 0), 0)
             valid = (part != PAD_ROW).unsqueeze(-1)
             found = F.embedding(part.clamp(min=0), self.weight(slot.table), sparse=True)
-            if slot.values == 1:
+            if not slot.is_multi:
                 columns.append(found.squeeze(-2))
             else:
                 columns.append((found * valid).sum(-2) / valid.sum(-2).clamp(min=1))
@@ -52,4 +52,4 @@ class EmbeddingTables(nn.Module):
 
 
 def _module_name(table: str) -> str:
-    return table.replace(".", "__")
+    return "table_" + table.replace(".", "__")

@@ -65,14 +65,15 @@ class UserLayer(nn.Module):
     def __init__(self, config: ModelConfig, towers: Mapping[str, TowerInput], layer: int) -> None:
         super().__init__()
         self.is_global = layer % 2 == 0
-        active = {e: t for e, t in towers.items() if layer < config.tower(e).layers}
+        self.events = [e for e in towers if layer < config.tower(e).layers]
         summary_tokens = sum(config.tower(e).n_tokens for e in towers)
-        if self.is_global and active:
+        if self.is_global and self.events:
             self.summary = ContextSummary(config.user_tokens, config.n_kv, config.width)
         steps = {}
-        for event, tower_input in active.items():
+        for event in self.events:
+            tower_input = towers[event]
             tower = config.tower(event)
-            steps[event] = (
+            steps[_module_name(event)] = (
                 GlobalStep(config, tower, tower_input.cap)
                 if self.is_global
                 else SlidingWindowAttention(tower.width, tower.heads, tower.window, tower_input.cap, config.time_scale_s)
@@ -89,13 +90,14 @@ class UserLayer(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Tensor]:
         """(X, S, H) → (X, S, H, R_l); H of a skipped step is the same tensor, reused."""
         s, h = dict(s), dict(h)
-        if self.is_global and len(self.steps):
+        if self.is_global and self.events:
             x_sum = self.summary(x)
-            for event, step in self.steps.items():
-                s[event], h[event] = step(s[event], x_sum, histories[event].lengths)
+            for event in self.events:
+                s[event], h[event] = self.steps[_module_name(event)](s[event], x_sum, histories[event].lengths)
         else:
-            for event, step in self.steps.items():
-                s[event] = step(s[event], histories[event].age_s, histories[event].lengths)
+            for event in self.events:
+                history = histories[event]
+                s[event] = self.steps[_module_name(event)](s[event], history.age_s, history.lengths)
         summary = torch.cat(list(h.values()), dim=1)
         x = self.interact(x, summary)
         state = rms_norm(self.state_project(self.state_mix @ torch.cat([x, summary], dim=1)))
@@ -108,15 +110,23 @@ class UserStream(nn.Module):
     def __init__(self, config: ModelConfig, user_inputs: int, towers: Mapping[str, TowerInput]) -> None:
         super().__init__()
         self.user_tokens = FlatTokens(user_inputs, config.user_tokens, config.width)
-        self.history_tokens = nn.ModuleDict({e: HistoryTokens(t.inputs, config.tower(e).width) for e, t in towers.items()})
+        self.events = list(towers)
+        self.history_tokens = nn.ModuleDict(
+            {_module_name(e): HistoryTokens(t.inputs, config.tower(e).width) for e, t in towers.items()}
+        )
         self.layers = nn.ModuleList(UserLayer(config, towers, layer) for layer in range(config.layers))
 
     def forward(self, user: Tensor, histories: Mapping[str, HistoryInput]) -> list[Tensor]:
         x = self.user_tokens(user)
-        s = {e: tokens(histories[e].features, histories[e].lengths) for e, tokens in self.history_tokens.items()}
+        s = {e: self.history_tokens[_module_name(e)](histories[e].features, histories[e].lengths) for e in self.events}
         h: dict[str, Tensor] = {}
         states = []
         for layer in self.layers:
             x, s, h, state = layer(x, s, h, histories)
             states.append(state)
         return states
+
+
+def _module_name(event: str) -> str:
+    """Module key of an event type; bare names such as `apply` or `type` would clash with attributes of modules."""
+    return f"event_{event}"

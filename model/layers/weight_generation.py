@@ -45,16 +45,17 @@ class GeneratedWeights(nn.Module):
         self.to_k = nn.Linear(width, tower_width, bias=False)
         self.to_v = nn.Linear(width, tower_width, bias=False)
         self.gain: nn.Parameter | None = None
+        self.gain_scale = cap / math.sqrt(head_width)
         if scale == "kernel":
             self.params = GDPAParams(activation, 1.0, 1.0 / n_kv)
         else:
             self.params = GDPAParams(activation, 1.0 / cap, 1.0)  # τ: the configured cap, never the batch's maximum (OC-3)
         if scale == "paper+gain":
-            self.gain = nn.Parameter(torch.full((heads, 1), cap / math.sqrt(head_width)))
+            self.gain = nn.Parameter(torch.ones(heads))  # relative to gain_scale, so that optimizer steps matter
             with torch.no_grad():
                 self.to_v.weight.mul_(1.0 / math.sqrt(n_kv))
 
     def forward(self, x_sum: Tensor) -> tuple[Tensor, Tensor]:
         k = rms_norm(self.to_k(x_sum).unflatten(-1, (self.heads, -1)))
         v = self.to_v(x_sum).unflatten(-1, (self.heads, -1))
-        return (k if self.gain is None else k * self.gain), v
+        return (k if self.gain is None else k * (self.gain * self.gain_scale).unsqueeze(-1)), v

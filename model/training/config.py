@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from model.config import StrictModel, load_yaml
+from model.config import ConfigError, StrictModel, describe, load_yaml
 from model.model_config import ModelConfig, load_preset
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -45,7 +45,7 @@ class AugmentConfig(StrictModel):
 class TrainConfig(StrictModel):
     """A whole run. `model` is a shipped preset's name or a full model configuration."""
 
-    name: str = "kunlun"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "kunlun"
     model: str | ModelConfig = "small"
     split: SplitKind = SplitKind.TIME
     epochs: Annotated[int, Field(ge=1)] = 1
@@ -56,7 +56,7 @@ class TrainConfig(StrictModel):
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     evaluations_per_epoch: Annotated[int, Field(ge=1)] = 1
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -74,3 +74,11 @@ class TrainConfig(StrictModel):
 def load_train_config(path: str | Path) -> TrainConfig:
     """Read a training configuration; raises `ConfigError`."""
     return load_yaml(TrainConfig, path)
+
+
+def parse_config(data: dict[str, Any]) -> TrainConfig:
+    """A training configuration from plain data; raises `ConfigError`."""
+    try:
+        return TrainConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(describe(error, TrainConfig, "training configuration")) from error

@@ -3,10 +3,11 @@
 Layout::
 
     config.json  schema.json                     what was asked for
+    data.json                                    which log it is trained on
     features.json  vocabularies.safetensors      statistics fitted on the training part
     prior.safetensors                            popularity prior of the training part
     golden.safetensors                           a few encoded requests and the twin's outputs, for parity checks
-    checkpoint/  model, optimizer (safetensors), state.json      newest step, replaced atomically
+    checkpoint/  model, optimizers (safetensors), state.json     newest step
     best/        model.safetensors, state.json                   lowest validation NE
     metrics.jsonl                                one line per evaluation
     result.json                                  what the run ended with
@@ -14,6 +15,7 @@ Layout::
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -30,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import ConfigError
+from model.data.request_log import RequestLog
 from model.features import FeatureEncoder, FeatureStats
 from model.ranker import KunlunRanker
 from model.schema import Schema, schema_from_json
@@ -49,7 +52,9 @@ class TrainingRun:
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig, schema: Schema, stats: FeatureStats) -> TrainingRun:
-        """Start a new run directory (an old one at `path` is replaced)."""
+        """Start a new run directory. An earlier run at `path` is replaced; anything else there is refused (`ConfigError`)."""
+        if path.exists() and not (path / "config.json").is_file() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path}: exists and is not a training run; give another --output")
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         write_json(path / "config.json", config.model_dump(mode="json"))
@@ -70,6 +75,19 @@ class TrainingRun:
         stats = FeatureStats.from_json(read_json(path / "features.json"), load_arrays(path / "vocabularies.safetensors"))
         return cls(path, config, schema, FeatureEncoder(schema, stats))
 
+    def remember_data(self, log: RequestLog) -> None:
+        """Note which log this run is trained on."""
+        write_json(self.path / "data.json", {"requests": len(log), "digest": _digest(log)})
+
+    def check_data(self, log: RequestLog) -> None:
+        """Raise `ConfigError` unless `log` is the one the run is trained on: figures on another would mislead."""
+        trained = read_json(self.path / "data.json")
+        if trained != {"requests": len(log), "digest": _digest(log)}:
+            raise ConfigError(
+                f"{self.path}: trained on a log of {trained['requests']:,} requests with another content or schema; "
+                f"the given one has {len(log):,}"
+            )
+
     def new_model(self) -> KunlunRanker:
         """A freshly initialised model of this run's configuration."""
         return KunlunRanker(self.schema, self.config.model_config_resolved, self.encoder.table_rows())
@@ -84,19 +102,26 @@ class TrainingRun:
         return model.eval()
 
     def save(self, which: str, state: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Write a checkpoint aside, then swap it in."""
-        aside, target = self.path / f".{which}.tmp", self.path / which
+        """Write a checkpoint aside, then swap it in; a kill in between leaves the older one for `load`."""
+        aside, target, old = self.path / f".{which}.tmp", self.path / which, self.path / f".{which}.old"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         for name, tensors in groups.items():
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, aside / f"{name}.safetensors")
         write_json(aside / "state.json", state)
-        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
         aside.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
 
     def load(self, which: str) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
         """Read back what `save` wrote."""
         folder = self.path / which
+        if not folder.exists():
+            folder = self.path / f".{which}.old"
+        if not folder.exists():
+            raise ConfigError(f"{self.path}: no {which} here yet")
         return read_json(folder / "state.json"), {f.stem: load_file(f) for f in folder.glob("*.safetensors")}
 
     def save_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -109,6 +134,14 @@ class TrainingRun:
         return read_json(self.path / "result.json") if (self.path / "result.json").is_file() else {}
 
 
+def _digest(log: RequestLog) -> str:
+    """SHA-256 over the schema and every request's id and time."""
+    digest = hashlib.sha256(log.schema.digest.encode())
+    digest.update("\n".join(log.request_ids).encode())
+    digest.update(log.time_ms.tobytes())
+    return digest.hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Parse a JSON object."""
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -117,7 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object, indented."""
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

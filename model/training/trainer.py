@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.artifact import Calibration
+from model.config import ConfigError
 from model.data.request_log import RequestLog
 from model.metrics.normalized_entropy import NEState
 from model.ranker import KunlunRanker
@@ -54,6 +55,11 @@ class Trainer:
     """Owns model, optimizers and the run directory during training."""
 
     def __init__(self, run: TrainingRun, log: RequestLog, train: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
+        if not len(validation):
+            raise ConfigError(
+                f"split {run.config.split.value!r}: the validation part is empty, and the best step is chosen on it; "
+                "use another split or more data"
+            )
         self.run, self.config = run, run.config
         self.maker = BatchMaker(log, run.encoder)
         self.train_requests, self.validation_requests = train, validation
@@ -115,7 +121,7 @@ class Trainer:
             logits = logits + self.position_bias(batch.positions)
         loss = masked_bce(logits, batch.labels, self.task_weights)
         if not torch.isfinite(loss):
-            raise TrainingDiverged(f"the loss is {loss.item()} at step {step}; lower dense_lr or sparse_lr and resume")
+            raise TrainingDiverged(f"the loss is {loss.item()} at step {step}; train again with a lower dense_lr or sparse_lr")
         self.dense.zero_grad(set_to_none=True)
         self.sparse.zero_grad(set_to_none=True)
         loss.backward()
@@ -167,7 +173,9 @@ class Trainer:
         calibrations = {t.name: fit_platt(logits[:, i], labels[:, i]) for i, t in enumerate(self.run.schema.tasks)}
         model.score_candidates.calibrate(list(calibrations.values()))
         self.run.save(BEST, best_state, {"model": model.state_dict()})
-        self.run.save_arrays("prior", popularity_prior(self.maker.log, self.train_requests))
+        prior = popularity_prior(self.maker.log, self.train_requests)
+        self.run.save_arrays("prior", prior)
+        (self.run.path / "evaluation.json").unlink(missing_ok=True)  # of an earlier state of this run
         self.run.save_arrays("golden", golden_batch(model, self.maker, self.validation_requests))
         result = {
             "steps": self.state["step"],
@@ -176,21 +184,27 @@ class Trainer:
             "best": best_state,
             "calibration": {k: c.model_dump() for k, c in calibrations.items()},
             "parameters": sum(p.numel() for p in model.parameters()),
-            "base_rates": {t.name: float(np.nanmean(labels[:, i])) for i, t in enumerate(self.run.schema.tasks)},
+            "base_rates": {t.name: float(r) for t, r in zip(self.run.schema.tasks, prior["default"], strict=True)},
         }
         write_json(self.run.path / "result.json", result)
         return result
 
 
 def _mean_ne(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
-    """Mean NE over tasks after a Platt fit on the same data, so that the choice of the best step is not one of offsets."""
-    figures = []
+    """Mean NE over tasks after a Platt fit on the same data, so that the choice of the best step is not one of offsets.
+
+    Tasks whose labels are all equal have no NE and are left out; if no task has one, the mean log-loss stands in.
+    """
+    figures, losses = [], []
     for task in range(labels.shape[1]):
         known = ~np.isnan(labels[:, task])
         x, y = logits[known, task], labels[known, task]
         c: Calibration = fit_platt(x, y)
-        figures.append(NEState.of(1 / (1 + np.exp(-(c.scale * x.astype(np.float64) + c.shift))), y).normalized_entropy)
-    return float(np.mean(figures))
+        state = NEState.of(1 / (1 + np.exp(-(c.scale * x.astype(np.float64) + c.shift))), y)
+        figures.append(state.normalized_entropy)
+        losses.append(state.log_loss)
+    defined = [f for f in figures if math.isfinite(f)] or [f for f in losses if math.isfinite(f)]
+    return float(np.mean(defined)) if defined else 0.0
 
 
 def _dense_parameters(model: KunlunRanker, position_bias: PositionBias) -> list[Tensor]:
@@ -198,7 +212,7 @@ def _dense_parameters(model: KunlunRanker, position_bias: PositionBias) -> list[
 
 
 def _dense_optimizer(model: KunlunRanker, position_bias: PositionBias, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; vectors (biases, gains) and the position table are not decayed."""
+    """AdamW; biases, gains and the position table are not decayed."""
     matrices = [p for m in (model.encode_user, model.score_candidates) for p in m.parameters() if p.dim() > 1]
     rest = [p for m in (model.encode_user, model.score_candidates) for p in m.parameters() if p.dim() <= 1]
     groups = [

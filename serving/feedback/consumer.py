@@ -1,8 +1,8 @@
 """Reads the outcome stream from the store and feeds online NE.
 
 One task per replica; every replica reads the whole stream, so each exports the same fleet-wide sums.
-On start it reads from the beginning, which rebuilds the sums after a restart (the stream is bounded
-by length). A store that is away is waited for with growing pauses; nothing is skipped.
+On start it reads from the beginning, which rebuilds the sums after a restart as far as the stream
+reaches (it is bounded by length). A store that is away is waited for with growing pauses; nothing is skipped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from serving.store.base import FeatureStore
 _LOG = logging.getLogger(__name__)
 _BATCH = 512
 _BLOCK_MS = 500
+_YIELD_EVERY = 8
 _MAX_PAUSE_S = 5.0
 
 
@@ -41,9 +42,11 @@ class OutcomeConsumer:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
                 continue
-            for position, data in entries:
+            for number, (position, data) in enumerate(entries, start=1):
                 self._apply(data)
                 self._position = position
+                if number % _YIELD_EVERY == 0:
+                    await asyncio.sleep(0)  # Ranks share this loop
             await asyncio.sleep(0)
 
     def _apply(self, data: bytes) -> None:

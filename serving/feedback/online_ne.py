@@ -5,7 +5,9 @@ whatever is repeated, reordered or late. A label that comes before its impressio
 What was already counted is kept per receipt as two bitmaps, for the attribution window.
 
 Pure: no clock, no I/O. Fed by `serving.feedback.consumer`. The bitmaps live in this process; a
-restarted consumer replays the outcome stream from its beginning, which rebuilds the same sums.
+restarted consumer replays the outcome stream from its beginning, which rebuilds the sums as far as
+the (length-bounded) stream reaches. Memory: about 300 bytes per receipt of the attribution window, at
+most `max_receipts`; slice values beyond `MAX_SLICES` are counted together, since callers choose them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,11 @@ from model.metrics.normalized_entropy import NEState
 from serving.feedback.outcome import Outcome
 from serving.feedback.receipt import ServedList
 
+MAX_SLICES = 100
+ALL_SLICES, OTHER_SLICES = "*", "other"
+_REORDER_MS = 3_600_000
+"""Outcomes may reach the stream this much later than they were reported."""
+
 
 class NEKey(NamedTuple):
     """What online NE is kept by."""
@@ -29,7 +36,7 @@ class NEKey(NamedTuple):
     slice_value: str
 
 
-@dataclass
+@dataclass(slots=True)
 class _Counted:
     """Of one receipt: bit p of `shown`, bit p · tasks + t of `labels`; `waiting` labels lack their impression."""
 
@@ -40,10 +47,16 @@ class _Counted:
 
 
 class OnlineNE:
-    """Aggregates outcomes. `window_ms`: how long after serving an outcome is still taken."""
+    """Aggregates outcomes. `window_ms`: how long after serving an outcome is still taken.
 
-    def __init__(self, tasks: tuple[str, ...], window_ms: int = 7 * 86_400_000) -> None:
-        self._tasks, self._window_ms = tasks, window_ms
+    Beyond `max_receipts` the oldest bitmaps are given up (`forgotten`): a repeated report of such a
+    receipt would count again.
+    """
+
+    def __init__(self, tasks: tuple[str, ...], window_ms: int = 7 * 86_400_000, max_receipts: int = 5_000_000) -> None:
+        self._tasks, self._window_ms, self._max_receipts = tasks, window_ms, max_receipts
+        self._slices: set[str] = set()
+        self.forgotten = 0
         self._states: dict[NEKey, NEState] = {}
         self._receipts: OrderedDict[bytes, _Counted] = OrderedDict()
         self._newest_ms = 0
@@ -77,21 +90,34 @@ class OnlineNE:
         if not shown and not now:
             self.repeated += 1
             return
+        slice_value = self._slice(served.slice_value)
         for number, task in enumerate(self._tasks):
             impressions = NEState.of_impressions(served.predictions[_positions(shown), number])
             positives = NEState.of_positives(
                 served.predictions[[b // tasks for b in _positions(now) if b % tasks == number], number]
             )
-            key = NEKey(task, served.model_version, served.slice_value)
+            key = NEKey(task, served.model_version, slice_value)
             self._states[key] = self._states.get(key, NEState()) + impressions + positives
+
+    def _slice(self, value: str) -> str:
+        """The value to count under: itself for the first `MAX_SLICES`, then one for all others."""
+        if value in self._slices:
+            return value
+        if value == ALL_SLICES or len(self._slices) >= MAX_SLICES:
+            return OTHER_SLICES
+        self._slices.add(value)
+        return value
 
     def _forget_old(self) -> None:
         """Drop bitmaps of receipts that no outcome may refer to any more, in order of first report."""
         while self._receipts:
             oldest = next(iter(self._receipts.values()))
-            if self._newest_ms - oldest.issued_ms <= 2 * self._window_ms:
-                return
+            if self._newest_ms - oldest.issued_ms <= self._window_ms + _REORDER_MS:
+                break
             self._receipts.popitem(last=False)
+        while len(self._receipts) >= self._max_receipts:
+            self._receipts.popitem(last=False)
+            self.forgotten += 1
 
 
 def offline_states(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from model.features import PAD_ROW, FeatureEncoder, FeatureStats, fit_stats, gather
+from model.features import PAD_ROW, FeatureEncoder, FeatureStats, GroupLayout, fit_stats, gather
 from model.hashing import MISSING_KEY, string_keys
 from model.layers.embedding import EmbeddingTables
 from model.records import (
@@ -64,6 +66,17 @@ def test_the_hosts_gather_equals_the_twins(schema: Schema, encoder: FeatureEncod
     ours = gather(encoder.layout.item, rows, arrays)
     theirs = tables.gather(encoder.layout.item, torch.from_numpy(rows)).detach().numpy()
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_missing_multi_value_is_zeros_on_both_sides_even_with_one_slot(schema: Schema, encoder: FeatureEncoder) -> None:
+    layout = encoder.layout.item
+    single = GroupLayout("item", (replace(layout.slots[1], values=1),), ())
+    tables = EmbeddingTables(encoder.table_rows(), encoder.layout.table_widths())
+    arrays = {t: tables.weight(t).detach().numpy() for t in encoder.table_rows()}
+    rows = np.array([[PAD_ROW], [3]], dtype=np.int32)
+    ours, theirs = gather(single, rows, arrays), tables.gather(single, torch.from_numpy(rows)).detach().numpy()
+    assert np.array_equal(ours, theirs)
+    assert not ours[0].any()
 
 
 def test_histories_are_relative_to_the_newest_event_so_a_shift_in_time_changes_nothing(

@@ -42,7 +42,10 @@ def test_a_schema_survives_json_and_keeps_its_digest() -> None:
     [
         (changed("item_features:", "item_feature:"), "item_feature: unknown key; did you mean 'item_features'"),
         (changed("{width: 8}", "{widht: 8}"), "tables.item.widht: unknown key; did you mean 'width'"),
-        (changed("cap: 10", "cap: 10, capacity: 5"), "events.0: event type 'click': capacity 5 is below cap 10"),
+        (
+            changed("cap: 10", "cap: 10, capacity: 5"),
+            "event type 'click': capacity 5 is below 18: cap 10",
+        ),
         (changed("cap: 10", "cap: ten"), "events.0.cap: Input should be a valid integer.*found 'ten'"),
         (
             changed("kind: multi, table: genre", "kind: multi, table: genres"),
@@ -52,9 +55,17 @@ def test_a_schema_survives_json_and_keeps_its_digest() -> None:
         (changed("kind: multi, table: genre", "kind: numeric, table: genre"), "a numeric feature takes `buckets`, not `table`"),
         (changed("bid * p_click", "bid * p_clicks"), "value: unknown name 'p_clicks'; available: p_click, bid"),
         (changed("bid * p_click", "__import__('os')"), "is not allowed"),
-        (changed("slice: surface", "slice: place"), "slice: 'place' is not a context feature"),
+        (changed("slice: surface", "slice: place"), "slice: 'place' is not a categorical context feature; there are: surface"),
         (changed("[{name: click}]", "[{name: click}, {name: click}]"), "tasks: declared twice: click"),
         (changed("name: shop", "name: Shop Two"), "name: String should match pattern.*found 'Shop Two'"),
+        (changed("name: click, cap", "name: item, cap"), "events: 'item' is reserved here"),
+        (
+            changed("cap: 10}", "cap: 10, attributes: [{name: time_ms, kind: numeric}]}"),
+            "attributes: 'time_ms' is reserved here",
+        ),
+        (changed("[{name: click, cap: 10}]", "[]"), "events: .*at least 1 item"),
+        (changed("[bid]", "[bid, p_click]"), "request_columns and tasks: declared twice: p_click"),
+        (changed("bid * p_click", "bid * p_click * 1e999"), "a number beyond 1e300 is not allowed"),
         ("- a list", "expected a mapping of keys, found list"),
     ],
 )
@@ -87,3 +98,9 @@ def test_hash_buckets_are_pinned_spread_integer_ids_and_keep_row_zero_for_missin
     assert np.bincount(rows)[1:].std() < 0.3 * 100
     assert bucket_of(np.array([MISSING_KEY]), 100).tolist() == [0]
     assert bucket_of(np.array([1, 2, -7]), 1000).tolist() == [885, 122, 47]
+
+
+def test_the_store_keeps_at_least_what_a_request_reads() -> None:
+    for cap in (1, 4, 8, 100):
+        event = parse_yaml(Schema, changed("cap: 10", f"cap: {cap}")).events[0]
+        assert event.stored >= event.read_window > cap

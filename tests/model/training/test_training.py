@@ -25,7 +25,7 @@ from model.training.fit_features import fit_features
 from model.training.forward import PositionBias, masked_bce
 from model.training.rowwise_adagrad import RowWiseAdagrad
 from model.training.run import CHECKPOINT, TrainingRun
-from model.training.trainer import Trainer, TrainingDiverged
+from model.training.trainer import Trainer, TrainingDiverged, _mean_ne
 
 CONFIG = TrainConfig(
     model="tiny", epochs=2, batch_requests=40, threads=1, optimizer=OptimizerConfig(dense_lr=3e-3, warmup_steps=2)
@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(log: RequestLog, tmp_path: Pa
     trainer = Trainer(run, log, split.train, split.validation)
     with torch.no_grad():
         trainer.model.score_candidates.stream.logits.bias.fill_(float("nan"))
-    with pytest.raises(TrainingDiverged, match="the loss is nan at step 0; lower dense_lr or sparse_lr"):
+    with pytest.raises(TrainingDiverged, match="the loss is nan at step 0; train again with a lower dense_lr"):
         trainer.fit(lambda _: None, lambda _: None)
 
 
@@ -166,6 +166,16 @@ def test_platt_recovers_the_line_that_made_the_labels(rng: np.random.Generator) 
     assert fit_platt(x, np.ones_like(y)) == Calibration()
 
 
+@pytest.mark.parametrize("over", [0.2, 1.5, 2.5, 8.0, 30.0])
+@pytest.mark.parametrize("shift", [-3.0, -1.0, 0.0])
+def test_platt_undoes_over_confidence_without_diverging(rng: np.random.Generator, over: float, shift: float) -> None:
+    z = 1.2 * rng.standard_normal(40_000) + shift
+    y = (rng.random(40_000) < 1 / (1 + np.exp(-z))).astype(np.float32)
+    fitted = fit_platt((over * z).astype(np.float32), y)
+    assert fitted.scale * over == pytest.approx(1.0, abs=0.06)
+    assert fitted.shift == pytest.approx(0.0, abs=0.12)
+
+
 def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not a training run \(no config.json\)"):
         TrainingRun.open(tmp_path)
@@ -173,3 +183,40 @@ def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
 
 def test_user_keys_follow_the_declared_hash(log: RequestLog) -> None:
     assert log.user_keys.tolist() == string_keys(log.user_ids, log.schema.hash).tolist()
+
+
+def test_a_run_never_replaces_a_directory_that_is_none(log: RequestLog, tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_text("precious")
+    with pytest.raises(ConfigError, match="exists and is not a training run; give another --output"):
+        TrainingRun.create(tmp_path, CONFIG, log.schema, fit_features(log, np.arange(50)))
+    assert (tmp_path / "holiday.jpg").read_text() == "precious"
+
+
+def test_a_run_knows_the_log_it_was_trained_on(log: RequestLog, tmp_path: Path) -> None:
+    run = TrainingRun.create(tmp_path / "run", CONFIG, log.schema, fit_features(log, np.arange(50)))
+    run.remember_data(log)
+    run.check_data(log)
+    with pytest.raises(ConfigError, match=r"trained on a log of 400 requests.*the given one has 399"):
+        run.check_data(log.subset(np.arange(399)))
+
+
+def test_a_kill_while_saving_leaves_the_older_checkpoint(log: RequestLog, tmp_path: Path) -> None:
+    run = TrainingRun.create(tmp_path / "run", CONFIG, log.schema, fit_features(log, np.arange(50)))
+    run.save(CHECKPOINT, {"step": 1}, {"model": {"w": torch.ones(2)}})
+    (run.path / CHECKPOINT).rename(run.path / f".{CHECKPOINT}.old")  # between the two renames
+    state, groups = run.load(CHECKPOINT)
+    assert state == {"step": 1}
+    assert groups["model"]["w"].tolist() == [1.0, 1.0]
+
+
+def test_a_task_without_both_classes_does_not_decide_the_best_step() -> None:
+    logits = np.array([[0.5, 1.0], [-0.5, 2.0], [0.1, 0.0]], dtype=np.float32)
+    labels = np.array([[1, 0], [0, 0], [1, 0]], dtype=np.float32)
+    assert np.isfinite(_mean_ne(logits, labels))
+    assert np.isfinite(_mean_ne(logits[:, 1:], labels[:, 1:]))
+
+
+def test_an_empty_validation_part_is_refused_before_training(log: RequestLog, tmp_path: Path) -> None:
+    run = TrainingRun.create(tmp_path / "run", CONFIG, log.schema, fit_features(log, np.arange(50)))
+    with pytest.raises(ConfigError, match="the validation part is empty"):
+        Trainer(run, log, np.arange(50), np.arange(0))

@@ -114,6 +114,32 @@ def test_a_label_waits_for_its_impression() -> None:
     assert online.states()[NEKey("click", "v1", "home")].positives == 1
 
 
+def test_callers_cannot_grow_the_number_of_slices() -> None:
+    online = OnlineNE(("click",))
+    for number in range(150):
+        one = ServedList(f"r{number}", 1, "v1", f"s{number}", 1, np.arange(1), np.full((1, 1), 0.5, np.float32))
+        online.apply(decode_outcome(encode_outcome(SIGNER.sign(one), [0], [], 1)))
+    star = ServedList("star", 1, "v1", "*", 1, np.arange(1), np.full((1, 1), 0.5, np.float32))
+    online.apply(decode_outcome(encode_outcome(SIGNER.sign(star), [0], [], 1)))
+    states = online.states()
+    assert len(states) == 101
+    assert states[NEKey("click", "v1", "other")].examples == 51
+    assert sum(s.examples for s in states.values()) == 151
+
+
+def test_bitmaps_are_bounded_by_the_window_and_by_number() -> None:
+    hour = 3_600_000
+    online = OnlineNE(("click",), window_ms=hour, max_receipts=10)
+    for number in range(30):
+        one = ServedList(f"r{number}", number, "v1", "", 1, np.arange(1), np.full((1, 1), 0.5, np.float32))
+        online.apply(decode_outcome(encode_outcome(SIGNER.sign(one), [0], [], number)))
+    assert online.receipts_tracked == 10
+    assert online.forgotten == 20
+    late = ServedList("late", 3 * hour, "v1", "", 1, np.arange(1), np.full((1, 1), 0.5, np.float32))
+    online.apply(decode_outcome(encode_outcome(SIGNER.sign(late), [0], [], 3 * hour)))
+    assert online.receipts_tracked == 1
+
+
 def test_the_consumer_reads_from_the_start_and_outlives_a_restarted_store(tmp_path) -> None:
     from store_fixtures import SCHEMA
 
