@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from kunlun.cli import Command, UsageError
 from model.cli.console import add_json_flag, report
 from model.config import ConfigError
@@ -21,32 +19,20 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from model.data.request_log import load_request_log
-    from model.data.split import split_requests
-    from model.metrics.evaluate import evaluate_predictions
-    from model.training.batches import BatchMaker
-    from model.training.predict import predict_logits
+    from model.training.evaluation import evaluate_run
     from model.training.run import TrainingRun, write_json
 
     try:
         run = TrainingRun.open(arguments.run)
-        if not run.result:
-            raise ConfigError(f"{run.path}: training has not ended; finish it with `kunlun train … --resume`")
-        model = run.load_model()
-        log = load_request_log(arguments.data)
-        run.check_data(log)
-        requests = getattr(split_requests(log, run.config.split.value), arguments.part)
+        figures = evaluate_run(run, load_request_log(arguments.data), arguments.part)
     except ConfigError as error:
         raise UsageError(str(error)) from error
-    logits = predict_logits(model, BatchMaker(log, run.encoder), requests, calibrated=True)
-    figures = evaluate_predictions(1 / (1 + np.exp(-logits.astype(np.float64))), log.subset(requests))
     if arguments.part == "test":
         write_json(run.path / "evaluation.json", {"part": "test", "tasks": figures})
-    lines = [f"{arguments.part}: {len(requests):,} requests, position-free, 95 % intervals over users"]
+    lines = [f"{arguments.part} part, position-free, 95 % intervals over users"]
     for task, values in figures.items():
-        lines += [f"  {task}: {name:<12} {_shown(value)}" for name, value in values.items()]
-    report(
-        arguments, {"run": str(run.path), "part": arguments.part, "requests": len(requests), "tasks": figures}, "\n".join(lines)
-    )
+        lines += [f"  {task}: {name:<16} {_shown(value)}" for name, value in values.items()]
+    report(arguments, {"run": str(run.path), "part": arguments.part, "tasks": figures}, "\n".join(lines))
     return 0
 
 

@@ -29,6 +29,16 @@ def predict_logits(
     return np.concatenate(parts) if parts else np.zeros((0, len(model.schema.tasks)), np.float32)
 
 
+def with_position(
+    logits: NDArray[np.float32], bias: NDArray[np.float32], maker: BatchMaker, requests: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Raw logits plus the learned bias [positions, tasks] of where each item was shown (0: unknown)."""
+    log = maker.log
+    shown = np.concatenate([log.positions[log.shown(r)] for r in requests])
+    positions = np.clip(shown.astype(np.int64) + 1, 0, len(bias) - 1)
+    return logits + bias[positions] * (positions > 0)[:, None]
+
+
 def labels_of(maker: BatchMaker, requests: NDArray[np.int64]) -> NDArray[np.float32]:
     """Labels [C', tasks] in the order of `predict_logits`."""
     log = maker.log

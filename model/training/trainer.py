@@ -145,17 +145,18 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
         if self.state["best_ne"] is None or ne < self.state["best_ne"]:
             self.state |= {"best_ne": ne, "worse": 0}
-            self.run.save(BEST, line, {"model": self.model.state_dict()})
+            self.run.save(BEST, line, self._weights())
         else:
             self.state["worse"] += 1
             if self.config.patience is not None and self.state["worse"] >= self.config.patience:
                 self.state["stopped"] = "patience"
         return line
 
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        return {"model": self.model.state_dict(), "position": self.position_bias.state_dict()}
+
     def _checkpoint(self) -> None:
-        groups = {
-            "model": self.model.state_dict(),
-            "position": self.position_bias.state_dict(),
+        groups = self._weights() | {
             "dense_optimizer": optimizer_tensors(self.dense),
             "sparse_optimizer": optimizer_tensors(self.sparse),
         }
@@ -172,7 +173,8 @@ class Trainer:
         labels = labels_of(self.maker, self.validation_requests)
         calibrations = {t.name: fit_platt(logits[:, i], labels[:, i]) for i, t in enumerate(self.run.schema.tasks)}
         model.score_candidates.calibrate(list(calibrations.values()))
-        self.run.save(BEST, best_state, {"model": model.state_dict()})
+        self.position_bias.load_state_dict(groups["position"])
+        self.run.save(BEST, best_state, self._weights())
         prior = popularity_prior(self.maker.log, self.train_requests)
         self.run.save_arrays("prior", prior)
         (self.run.path / "evaluation.json").unlink(missing_ok=True)  # of an earlier state of this run

@@ -21,6 +21,7 @@ from model.hashing import string_keys
 from model.training.batches import BatchMaker
 from model.training.calibration import fit_platt
 from model.training.config import AugmentConfig, OptimizerConfig, TrainConfig
+from model.training.evaluation import evaluate_run
 from model.training.fit_features import fit_features
 from model.training.forward import PositionBias, masked_bce
 from model.training.rowwise_adagrad import RowWiseAdagrad
@@ -220,3 +221,18 @@ def test_an_empty_validation_part_is_refused_before_training(log: RequestLog, tm
     run = TrainingRun.create(tmp_path / "run", CONFIG, log.schema, fit_features(log, np.arange(50)))
     with pytest.raises(ConfigError, match="the validation part is empty"):
         Trainer(run, log, np.arange(50), np.arange(0))
+
+
+def test_evaluation_is_position_free_with_the_other_figure_beside_it(log: RequestLog, tmp_path: Path) -> None:
+    trainer, _ = trained(log, tmp_path / "run", CONFIG.model_copy(update={"epochs": 1}))
+    trainer.run.remember_data(log)
+    figures = evaluate_run(trainer.run, log, "test")["click"]
+    assert 0.5 < figures["ne"]["value"] < 1.5
+    assert 0.5 < figures["ne_with_position"] < 1.5
+    assert figures["ne_with_position"] != figures["ne"]["value"]
+
+
+def test_an_unfinished_run_is_not_measured(log: RequestLog, tmp_path: Path) -> None:
+    trainer, _ = trained(log, tmp_path / "run", stop_after=2)
+    with pytest.raises(ConfigError, match="training has not ended"):
+        evaluate_run(trainer.run, log, "test")
