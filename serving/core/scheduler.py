@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from model.flops import FlopModel
 from model.signature import ENCODE_USER, PROBABILITIES, SCORE_CANDIDATES
-from serving.core.batching import Batch, Group, Limits, Piece, Work, WorkQueue
+from serving.core.batching import Batch, Group, Limits, Piece, Reason, Work, WorkQueue
 from serving.core.errors import DeadlineExpired, Overloaded
 from serving.core.host_features import HostFeatures, Rows, ScoreInputs, stack_requests, stack_users
 from serving.core.observer import Observer
@@ -32,6 +32,8 @@ from serving.engines.base import Engine, Session
 
 AHEAD = 2
 """Batches a slot may hold: the one that runs and one more."""
+
+EXPIRED = "deadline: passed while the request waited for an engine slot"
 
 
 @dataclass(eq=False)
@@ -88,7 +90,7 @@ class Scheduler:
             SCORE_CANDIDATES: Limits(options.max_batch_candidates, options.max_batch_requests),
         }
         self._queue = WorkQueue(limits, float("inf"))
-        self._outstanding = {ENCODE_USER: 0.0, SCORE_CANDIDATES: 0.0}
+        self._running = dict.fromkeys(limits, 0.0)  # FLOPs of foreground work that the slots hold
         self._level_flops = [flops.encode(level, executed=True).total for level in self.shapes.levels]
         self._slots: list[EngineSlot[Batch, Outcome]] = []
         self._held: dict[EngineSlot[Batch, Outcome], int] = {}
@@ -124,13 +126,15 @@ class Scheduler:
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this job any more."""
-        if not job.result.done():
-            job.cancelled = True
-            job.result.cancel()
+        # A task that awaited the result was cancelled through it: the result may be done, the job is not.
+        self._queue.cancel(job)
+        job.result.cancel()
+        self._observer.queue_depth(len(self._queue))
 
     def drain_s(self) -> float:
-        """Predicted seconds until everything submitted so far has run."""
-        total = sum(self.rate.predicted_s(graph, flops) for graph, flops in self._outstanding.items())
+        """Predicted seconds until everything submitted so far has run, but background work, which yields."""
+        waiting = self._queue.foreground_flops
+        total = sum(self.rate.predicted_s(graph, flops + waiting[graph]) for graph, flops in self._running.items())
         return total / max(1, len(self._slots))
 
     def admit(self, candidates: int, deadline: float, now: float) -> None:
@@ -145,7 +149,6 @@ class Scheduler:
             raise Overloaded(f"the queue needs about {wait * 1e3:.0f} ms, more than the deadline leaves", wait)
 
     def _submit(self, job: Job) -> None:
-        self._outstanding[job.group.graph] += job.waiting_flops
         self._queue.push(job)
         self._dispatch()
 
@@ -153,12 +156,14 @@ class Scheduler:
         """Give batches to idle slots, then full batches ahead to busy ones."""
         while (slot := self._free_slot()) is not None:
             self._queue.budget_flops = self.rate.flops_in(SCORE_CANDIDATES, self._options.work_budget_ms / 1e3)
-            batch, dropped = self._queue.form(time.monotonic())
+            # Background work is never handed ahead: whatever came meanwhile would wait for it.
+            batch, dropped = self._queue.form(time.monotonic(), background=self._held[slot] == 0)
             for work in dropped:
-                self._drop(work)
+                self._fail(work, DeadlineExpired(EXPIRED))
             if batch is None:
                 break
             self._held[slot] += 1
+            self._running[batch.group.graph] += _foreground_flops(batch)
             slot.submit(batch)
         self._observer.queue_depth(len(self._queue))
 
@@ -167,13 +172,6 @@ class Scheduler:
         if slot is None or self._held[slot] == 0:
             return slot
         return slot if self._held[slot] < AHEAD and len(self._queue) >= self._options.max_batch_requests else None
-
-    def _drop(self, work: Work) -> None:
-        assert isinstance(work, EncodeJob | ScoreJob)
-        self._outstanding[work.group.graph] -= work.waiting_flops
-        work.taken = work.rows
-        if not work.result.done():
-            work.result.set_exception(DeadlineExpired("deadline: passed while the request waited for an engine slot"))
 
     def _run(self, session: Session, batch: Batch) -> Outcome:
         """In the slot's thread: leave out what has gone stale, stack, run."""
@@ -204,18 +202,24 @@ class Scheduler:
     def _done(self, slot: EngineSlot[Batch, Outcome], batch: Batch, outcome: Outcome | Exception) -> None:
         """On the loop: hand results out, refill the slot."""
         self._held[slot] -= 1
-        self._outstanding[batch.group.graph] -= sum(map(_flops_of, batch.pieces))
+        self._running[batch.group.graph] -= _foreground_flops(batch)
+        if not any(self._held.values()):
+            self._running = dict.fromkeys(self._running, 0.0)  # sums of floats drift
         if isinstance(outcome, Exception):
             for piece in batch.pieces:
-                _fail(piece, outcome)
+                self._fail(piece.work, outcome)
         else:
             for piece in outcome.dropped:
-                _fail(piece, DeadlineExpired("deadline: passed while the request waited for an engine slot"))
+                self._fail(piece.work, DeadlineExpired(EXPIRED))
             if outcome.ran:
                 self._deliver(batch, outcome)
         self._dispatch()
-        if not self._queue and not any(self._held.values()):
-            self._outstanding = dict.fromkeys(self._outstanding, 0.0)  # sums of floats drift
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        assert isinstance(work, EncodeJob | ScoreJob)
+        self._queue.cancel(work)  # the rest of split work need not run
+        if not work.result.done():
+            work.result.set_exception(error)
 
     def _deliver(self, batch: Batch, outcome: Outcome) -> None:
         useful = sum(map(_flops_of, outcome.ran))
@@ -268,6 +272,11 @@ def _flops_of(piece: Piece) -> float:
     return (piece.stop - piece.start) * piece.work.flops_per_row + (piece.work.flops_fixed if piece.start == 0 else 0.0)
 
 
+def _foreground_flops(batch: Batch) -> float:
+    """Useful FLOPs of a batch that somebody waits for."""
+    return 0.0 if batch.reason is Reason.BACKGROUND else sum(map(_flops_of, batch.pieces))
+
+
 def _encode(piece: Piece) -> EncodeJob:
     assert isinstance(piece.work, EncodeJob)
     return piece.work
@@ -294,10 +303,3 @@ def _collect(job: ScoreJob, piece: Piece, probabilities: NDArray[np.float32]) ->
 def _resolve(future: asyncio.Future[Any], value: object) -> None:
     if not future.done():
         future.set_result(value)
-
-
-def _fail(piece: Piece, error: Exception) -> None:
-    assert isinstance(piece.work, EncodeJob | ScoreJob)
-    piece.work.cancelled = True  # the rest of split work need not run
-    if not piece.work.result.done():
-        piece.work.result.set_exception(error)

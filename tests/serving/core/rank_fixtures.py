@@ -22,6 +22,7 @@ class Recorder(SilentObserver):
         self.batches: list[tuple[str, int, int, float, float, str]] = []
         self.counts: Counter[str] = Counter()
         self.bytes = 0
+        self.depth = 0
 
     def ranked(self, result: RankResult, total_s: float) -> None:
         self.counts["ranked"] += 1
@@ -34,6 +35,9 @@ class Recorder(SilentObserver):
     ) -> None:
         self.batches.append((graph, rows, padded_rows, useful_flops, executed_flops, reason))
 
+    def queue_depth(self, depth: int) -> None:
+        self.depth = depth
+
     def user_state(self, hit: bool) -> None:
         self.counts["hit" if hit else "miss"] += 1
 
@@ -43,9 +47,13 @@ class Recorder(SilentObserver):
     def store_read(self, seconds: float, outcome: str) -> None:
         self.counts[f"read {outcome}"] += 1
 
+    def rows(self, graph: str) -> int:
+        """Rows that the engine ran so far."""
+        return sum(rows for ran, rows, *_ in self.batches if ran == graph)
+
     def encodes(self) -> int:
         """Users encoded so far."""
-        return sum(rows for graph, rows, *_ in self.batches if graph == "encode_user")
+        return self.rows("encode_user")
 
 
 def request(

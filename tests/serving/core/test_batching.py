@@ -49,6 +49,8 @@ def test_every_row_is_dispatched_exactly_once_or_dropped(pushed: list[Work], bud
         if work.group.graph == ENCODE:
             work.rows = 1
         queue.push(work)
+        if work.cancelled:
+            queue.cancel(work)
     for work in pushed[:promoted]:
         queue.promote(work, 1.0)
     batches, dropped = drained(queue)
@@ -62,10 +64,11 @@ def test_every_row_is_dispatched_exactly_once_or_dropped(pushed: list[Work], bud
     for work in pushed:
         if work.cancelled or work.deadline <= 0:
             assert rows[id(work)] == []
-            assert work in dropped
+            assert (work in dropped) is not work.cancelled
         else:
             assert rows[id(work)] == list(range(work.rows))
             assert work not in dropped
+    assert (len(queue), set(queue.foreground_flops.values())) == (0, {0.0})
 
 
 @settings(max_examples=100, deadline=None)
@@ -120,6 +123,16 @@ def test_background_work_waits_for_everything_else() -> None:
     assert [b.reason for b in batches] == [Reason.IDLE, Reason.BACKGROUND]
 
 
+def test_background_work_runs_one_at_a_time_and_only_when_allowed() -> None:
+    queue = WorkQueue(LIMITS, 1000.0)
+    for _ in range(3):
+        queue.push(encode(background=True))
+    assert (len(queue), queue.foreground_flops[ENCODE]) == (0, 0.0), "nobody waits for it"
+    assert queue.form(0.0, background=False) == (None, [])
+    batches, _ = drained(queue)
+    assert [(b.rows, b.reason) for b in batches] == [(1, Reason.BACKGROUND)] * 3
+
+
 def test_promoted_background_work_runs_at_once_and_only_once() -> None:
     queue = WorkQueue(LIMITS, 1000.0)
     work = encode(background=True)
@@ -136,8 +149,9 @@ def test_cancelled_and_expired_work_costs_nothing() -> None:
     late, gone, good = score(3, deadline=1.0), score(3, deadline=9.0), score(3, deadline=9.5)
     for work in (late, gone, good):
         queue.push(work)
-    gone.cancelled = True
+    queue.cancel(gone)
+    assert (len(queue), queue.foreground_flops[SCORE]) == (2, 6.0), "cancelled work is not counted while it surfaces"
     batch, dropped = queue.form(now=2.0)
     assert batch is not None
     assert [p.work for p in batch.pieces] == [good]
-    assert dropped == [late, gone]
+    assert dropped == [late]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -354,6 +355,53 @@ def test_cancelled_requests_leave_nothing_behind(play: Any) -> None:
         await ranker.rank(request(world.schema, "other", ALL))
         assert recorder.encodes() < 30
         assert ranker._in_flight == 0
+        assert ranker._scheduler.drain_s() == 0.0
+
+    play(scenario)
+
+
+class Gated:
+    """The real engine, whose runs wait until the gate opens."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.name, self.precision, self.device_peak_flops = engine.name, engine.precision, engine.device_peak_flops
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def open_session(self) -> Session:
+        session, gate = self._engine.open_session(), self.gate
+
+        class GatedSession:
+            def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
+                assert gate.wait(30)
+                return session.run(graph, inputs)
+
+        return GatedSession()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def test_cancelled_ranks_are_neither_scored_nor_waited_for(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        engine = Gated(world.engine)
+        ranker, recorder = await world.ranker(engine=engine)
+        await ranker.rank(request(world.schema, "mo", ALL))
+        scored = recorder.rows(SCORE_CANDIDATES)
+        engine.gate.clear()
+        tasks = [asyncio.create_task(ranker.rank(request(world.schema, "mo", ALL))) for _ in range(40)]
+        while recorder.depth < 40 - 1 - OPTIONS.max_batch_requests:  # one batch of one runs, a full one was handed ahead
+            await asyncio.sleep(0)
+        wait_s = ranker._scheduler.drain_s()
+        for task in tasks[:-1]:
+            task.cancel()
+        await asyncio.gather(*tasks[:-1], return_exceptions=True)
+        assert recorder.depth == 1
+        assert ranker._scheduler.drain_s() < wait_s / 4, "only what the slot holds and the live request are left"
+        engine.gate.set()
+        assert (await tasks[-1]).rung is Rung.FULL
+        assert recorder.rows(SCORE_CANDIDATES) - scored == 2 * len(ALL), "the batch that ran already, and the live request"
         assert ranker._scheduler.drain_s() == 0.0
 
     play(scenario)
