@@ -1,7 +1,8 @@
 """What one Rank reads: item features through the near cache, the rest in one store round trip.
 
-Owns the read budget (a share of the remaining deadline) and a circuit breaker: after a few failed
-reads in a row requests go on without the store at once, and one read in a while probes it.
+Owns the read budget (a share of the remaining deadline) and a circuit breaker: when a few reads in a
+row failed and the store has been silent for a whole `store_timeout_s`, requests go on without it at
+once, and one read in a while probes it. Callers in a hurry alone do not open it: the store answers others.
 A failed read is an answer too (`UserView.fault`): the ranker degrades, it does not fail.
 """
 
@@ -56,8 +57,10 @@ class FeatureReader:
         self._schema, self._store, self._options, self._observer = schema, store, options, observer
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
         self._near = NearCache(self._item_dtype, int(options.item_cache_mb * 1e6), options.item_ttl_s)
-        self._failures = 0
-        self._closed_until = 0.0
+        self._failures = 0  # in a row
+        self._silent_since = 0.0  # when the first of them began, or the last answer came
+        self._answered = 0.0
+        self._skip_until = 0.0  # 0: the breaker is closed
 
     async def read(
         self, user_id: str, item_keys: NDArray[np.int64], now_ms: int, deadline: float, min_version: int = 0
@@ -69,7 +72,10 @@ class FeatureReader:
         give_up = min(deadline, time.monotonic() + self._options.read_your_writes_s)
         while isinstance(inputs, RankInputs) and inputs.history_version < min_version and time.monotonic() < give_up:
             await asyncio.sleep(REREAD_PAUSE_S)
-            inputs = await self._round_trip(user_id, missing, deadline)
+            again = await self._round_trip(user_id, missing, deadline)
+            if isinstance(again, str):
+                break  # what was read before is better than nothing
+            inputs = again
         if isinstance(inputs, str):
             return self._nobody(inputs), items
         if len(missing):
@@ -81,24 +87,31 @@ class FeatureReader:
     async def _round_trip(self, user_id: str, missing: NDArray[np.int64], deadline: float) -> RankInputs | str:
         """The inputs, or why there are none."""
         started = time.monotonic()
-        if started < self._closed_until:
+        if started < self._skip_until:
             self._observer.store_read(0.0, "skipped")
             return "the feature store is down"
+        if self._skip_until:  # this read is the probe; the others go on without the store meanwhile
+            self._skip_until = started + self._options.store_retry_s
         timeout_s = min(self._options.store_timeout_s, self._options.store_budget_share * max(deadline - started, 1e-3))
         try:
-            async with asyncio.timeout(timeout_s):
-                inputs = await self._store.read_rank_inputs(user_id, missing, timeout_s)
-        except (StoreUnavailable, TimeoutError) as error:
+            inputs = await self._store.read_rank_inputs(user_id, missing, timeout_s)
+        except StoreUnavailable as error:
             now = time.monotonic()
-            self._failures += 1
-            if self._failures >= self._options.store_failures:
-                self._closed_until = now + self._options.store_retry_s
+            self._failed(started, now)
             self._observer.store_read(now - started, "failed")
-            slow = isinstance(error, TimeoutError)
+            slow = isinstance(error.__cause__, TimeoutError)
             return f"the feature store did not answer within {timeout_s * 1e3:.0f} ms" if slow else "the feature store is down"
-        self._failures = 0
-        self._observer.store_read(time.monotonic() - started, "ok")
+        self._failures, self._skip_until, self._answered = 0, 0.0, time.monotonic()
+        self._observer.store_read(self._answered - started, "ok")
         return inputs
+
+    def _failed(self, started: float, now: float) -> None:
+        if not self._failures:
+            self._silent_since = max(started, self._answered)
+        self._failures += 1
+        silent = now - self._silent_since >= self._options.store_timeout_s
+        if silent and self._failures >= self._options.store_failures:
+            self._skip_until = now + self._options.store_retry_s
 
     def _view(self, inputs: RankInputs, now_ms: int) -> UserView:
         histories = {event.name: visible_history(inputs.histories[event.name], event, now_ms) for event in self._schema.events}

@@ -21,8 +21,8 @@ class CoreOptions(StrictModel):
     `user_state_cache_mb`: memory for user states, least recently used first out.
     `item_cache_mb`, `item_ttl_s`: near cache of item features.
     `store_budget_share`: share of the remaining deadline that the store read may take.
-    `store_timeout_s`: and its upper bound. `store_retry_s`: pause after `store_failures` failed reads in a row,
-    during which requests are answered without the store at once.
+    `store_timeout_s`: and its upper bound. `store_retry_s`: pause after `store_failures` failed reads in a row and
+    `store_timeout_s` without an answer, during which requests are answered without the store at once; one read probes after it.
     `read_your_writes_s`: how long a Rank may wait for the event version that it asked for.
     `encode_on_write`: keep states warm by encoding after `RecordEvents`, when nothing else waits.
     """
