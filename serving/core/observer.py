@@ -32,7 +32,7 @@ class Observer(Protocol):
         """The engine ran a batch; `reason` is why it was dispatched (`serving.core.batching.Reason`)."""
 
     def queue_depth(self, depth: int) -> None:
-        """Pieces of work now waiting for a slot."""
+        """Encodes and scores now waiting for an engine slot; background work is not counted."""
 
     def user_state(self, hit: bool) -> None:
         """A request found its user state in the cache, or not."""

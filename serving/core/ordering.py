@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from model.artifact import Artifact
 from model.schema import Schema
 from model.value_expression import ValueExpression
-from serving.core.errors import InvalidField
-from serving.core.types import CandidateBlock
 
 
 class Ordering:
@@ -22,16 +20,12 @@ class Ordering:
         self._tasks = [t.name for t in schema.tasks]
         self._columns = sorted(self._expression.names & set(schema.request_columns))
 
-    def check(self, candidates: CandidateBlock) -> None:
-        """Raise `InvalidField` when a column that the value expression reads was not sent."""
-        for name in self._columns:
-            if name not in candidates.columns:
-                raise InvalidField(f"candidate_features.{name}", "a column, since the value expression reads it", "none")
-
     def order(
         self, probabilities: NDArray[np.float32], columns: Mapping[str, NDArray[np.float64]], top_k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Positions of the best `top_k` (0: all), best first, and the values of all candidates [C].
+        """`columns`: all that the value expression reads, which the protocol has made sure of.
+
+        Positions of the best `top_k` (0: all), best first, and the values of all candidates [C].
 
         A value that is no number (a logarithm of a negative bid, say) ranks last.
         """

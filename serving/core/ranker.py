@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from model.artifact import Artifact
 from model.flops import FlopModel
 from model.hashing import string_key
-from serving.core.errors import DeadlineExpired, InvalidField, Overloaded, ServingError, Unready
+from serving.core.errors import DeadlineExpired, Overloaded, ServingError, Unready
 from serving.core.feature_read import FeatureReader, UserView, overridden
 from serving.core.host_features import HostFeatures, Rows
 from serving.core.observer import Observer
@@ -41,7 +41,6 @@ _REFUSALS: dict[type[ServingError], str] = {
     Overloaded: "overloaded",
     DeadlineExpired: "deadline",
     Unready: "unready",
-    InvalidField: "invalid",
 }
 
 
@@ -97,7 +96,7 @@ class Ranker:
         self._states.clear()
 
     async def rank(self, request: RankRequest) -> RankResult:
-        """Score and order; raises `Overloaded`, `DeadlineExpired`, `Unready` or `InvalidField`."""
+        """Score and order; raises `Overloaded`, `DeadlineExpired` or `Unready`."""
         try:
             self._admit(request)
             self._in_flight += 1
@@ -128,7 +127,6 @@ class Ranker:
     def _admit(self, request: RankRequest) -> None:
         if not self._accepting:
             raise Unready("the server is starting or stopping")
-        self._ordering.check(request.candidates)
         if self._in_flight >= self.options.max_queue:
             wait = max(self._scheduler.drain_s(), 1e-3)
             raise Overloaded(f"queue: {self._in_flight} requests wait, the limit is {self.options.max_queue}", wait)
@@ -166,7 +164,10 @@ class Ranker:
         inputs = None
         times = StageTimes(store_s=store_s)
         try:
+            asked = time.monotonic()
             state, cached, rung, reason = await self._state(request, view)
+            # An encode that others had asked for may have waited longer than this request did.
+            encode_queue_s = 0.0 if cached else min(state.queue_s, time.monotonic() - asked)
             inputs = self._host.score_inputs(candidates.keys, items, request.context, request.received_ms, state.newest_ms)
             job = self._scheduler.score_job(inputs, dict(state.tensors), len(candidates), request.deadline)
             try:
@@ -174,7 +175,7 @@ class Ranker:
             except asyncio.CancelledError:
                 self._scheduler.cancel(job)
                 raise
-            times = StageTimes(store_s, job.queue_s, 0.0 if cached else state.encode_s, job.run_s)
+            times = StageTimes(store_s, encode_queue_s + job.queue_s, 0.0 if cached else state.encode_s, job.run_s)
             if are_sane(probabilities):
                 return _Served(probabilities, state, cached, rung, reason, inputs.unknown_items, times)
             fault = "the model's scores were not finite"
@@ -240,7 +241,8 @@ class Ranker:
                 landed.set_exception(error)
             else:
                 tensors, length = result.result(), view.history_length
-                landed.set_result(UserState(tensors, view.newest_ms, length, job.run_s, is_degraded=bool(view.fault)))
+                times = (job.queue_s, job.run_s)
+                landed.set_result(UserState(tensors, view.newest_ms, length, *times, is_degraded=bool(view.fault)))
 
         job.result.add_done_callback(land)
         return Flight(landed, lambda: self._scheduler.cancel(job), lambda sooner: self._scheduler.promote(job, sooner))

@@ -40,7 +40,9 @@ class CandidateBlock:
 
     keys: NDArray[np.int64]  # [C]
     overrides: Overrides | None = None  # item features [C]
-    columns: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # request columns [C]
+    columns: Mapping[str, NDArray[np.float64]] = field(
+        default_factory=dict
+    )  # request columns [C], all that the value expression reads
 
     def __len__(self) -> int:
         return len(self.keys)

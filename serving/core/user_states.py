@@ -39,12 +39,13 @@ class StateKey(NamedTuple):
 class UserState:
     """The state tensors [1, n_r, d_c] by name, and what the reply says of the history they were made from.
 
-    `is_degraded`: made without the store, so it says nothing about the user.
+    `queue_s`, `encode_s`: what making it took. `is_degraded`: made without the store, so it says nothing about the user.
     """
 
     tensors: Mapping[str, NDArray[Any]]
     newest_ms: int | None
     history_length: int
+    queue_s: float = 0.0
     encode_s: float = 0.0
     is_degraded: bool = False
 

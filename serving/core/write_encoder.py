@@ -7,18 +7,21 @@ tasks. The work itself is background work of the scheduler: it runs only when no
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 CONCURRENT = 8
 PENDING = 4096
+_log = logging.getLogger(__name__)
 
 
 class WriteEncoder:
-    """Calls `encode(user_id)` for each requested user, at most once at a time and `CONCURRENT` together."""
+    """Calls `encode(user_id)` for each requested user, one call per user at a time and `CONCURRENT` in all."""
 
     def __init__(self, encode: Callable[[str], Awaitable[None]]) -> None:
         self._encode = encode
         self._pending: dict[str, None] = {}
+        self._running: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
 
@@ -49,7 +52,13 @@ class WriteEncoder:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _work(self) -> None:
-        while self._pending:
-            user_id = next(iter(self._pending))
+        # A user who is being encoded is left to that worker, which looks again when it is done.
+        while (user_id := next((user for user in self._pending if user not in self._running), None)) is not None:
             del self._pending[user_id]
-            await self._encode(user_id)
+            self._running.add(user_id)
+            try:
+                await self._encode(user_id)
+            except Exception:
+                _log.exception("encoding after a write failed; the next Rank of the user encodes")
+            finally:
+                self._running.discard(user_id)

@@ -2,7 +2,8 @@
 
 Layout: ``<cache>/<model>-<version>-<key>/{engine.json, the target's files}``,
 where the key is a digest of everything the files depend on (`EngineIdentity`). Written by
-`kunlun compile`, read by `open_engine`. Entries are immutable and published atomically.
+`kunlun compile`, read by `open_engine`. Entries are immutable and published atomically; compiling
+again puts a whole new entry in the place of the old one.
 
 Invariant: the loader fails closed. An entry that differs in any field of its identity, or whose
 files differ from their digests, is never run; the error names the field and the command to repeat.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal
@@ -90,8 +92,10 @@ def publish(
     """Publish the files of directory `compiled` (an older entry of the same identity is replaced); returns its path."""
     target = entry_path(cache, artifact, identity)
     cache.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    with published_atomically(target) as aside:
+    built, replaced = (target.with_name(f".{target.name}.{os.getpid()}.{what}") for what in ("built", "replaced"))
+    for left_over in (built, replaced):
+        shutil.rmtree(left_over, ignore_errors=True)
+    with published_atomically(built) as aside:
         for file in sorted(compiled.iterdir()):
             shutil.copyfile(file, aside / file.name)
         manifest = EngineManifest(
@@ -103,7 +107,16 @@ def publish(
         )
         text = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
         (aside / ENGINE_MANIFEST).write_text(text, encoding="utf-8")
+    _put_in_place(built, target, replaced)
     return target
+
+
+def _put_in_place(built: Path, target: Path, replaced: Path) -> None:
+    """Directories cannot be exchanged in one portable step: the entry is away between two renames, and never half written."""
+    if target.exists():
+        target.rename(replaced)
+    built.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load(cache: Path, artifact: Artifact, wanted: EngineIdentity) -> tuple[Path, EngineManifest]:

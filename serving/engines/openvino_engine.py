@@ -4,11 +4,12 @@ Owns conversion of the two portable graphs to OpenVINO's own form, their compila
 Every session owns its compiled models: on CPUs two one-thread models in two threads beat one
 two-thread model. The GIL is released while a graph runs.
 
-Traps that shape this file: `export_model` and `import_model` (2026.4) lose the settings of fused
-rotary nodes and then compute wrong states without a word, so the cache holds the converted graphs
-and sessions compile them (about a second each); the first use of an input shape costs about one
-extra inference (the scheduler warms every bucket); `share_inputs` requests cannot grow their
-shapes, so inputs are copied; bf16 is chosen silently where the CPU has it, so precision is always set.
+Traps that shape this file: what `export_model` wrote `import_model` (2026.4) reads back as a graph
+that computes wrong states without a word (a guess: it loses the settings of fused rotary nodes), so
+the cache holds the converted graphs and sessions compile them (about a second each); the first use
+of an input shape costs about one extra inference (the scheduler warms every bucket);
+`share_inputs` requests cannot grow their shapes, so inputs are copied; bf16 is chosen silently
+where the CPU has it, so precision is always set.
 """
 
 from __future__ import annotations

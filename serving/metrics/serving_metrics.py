@@ -81,7 +81,11 @@ class ServingMetrics:
             "kunlun_model_info", "1 for the served model.", ("model", "version", "engine", "precision"), registry=registry
         )
 
-        self._queue_depth = Gauge("kunlun_queue_depth", "Requests waiting for an engine slot.", registry=registry)
+        self._queue_depth = Gauge(
+            "kunlun_queue_depth",
+            "Encodes and scores waiting for an engine slot; background encodes are not counted.",
+            registry=registry,
+        )
         self._states = Counter("kunlun_user_state_lookups", "User-state cache lookups.", ("outcome",), registry=registry)
         self._state_bytes = Gauge("kunlun_user_state_bytes", "Bytes of cached user states.", registry=registry)
         self._store_reads = Counter("kunlun_store_reads", "Store reads by outcome.", ("outcome",), registry=registry)
@@ -163,7 +167,7 @@ class ServingMetrics:
         self.window.add(useful_flops, executed_flops, seconds)
 
     def queue_depth(self, depth: int) -> None:
-        """Requests waiting."""
+        """Encodes and scores waiting."""
         self._queue_depth.set(depth)
 
     def user_state(self, hit: bool) -> None:

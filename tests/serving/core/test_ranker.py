@@ -6,9 +6,9 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from rank_fixtures import Recorder, by_candidate, click, request
 from model.artifact import Artifact
 from model.records import feature_dtype, missing_records
 from model.signature import PROBABILITIES, SCORE_CANDIDATES
-from serving.core.errors import DeadlineExpired, InvalidField, Overloaded, StoreUnavailable, Unready
+from serving.core.errors import DeadlineExpired, Overloaded, StoreUnavailable, Unready
 from serving.core.options import CoreOptions
 from serving.core.ranker import Ranker
-from serving.core.types import CandidateBlock, Overrides, RecordedEvents, Rung, UserEvent
+from serving.core.types import Overrides, RecordedEvents, Rung, UserEvent
 from serving.engines.base import Engine, Session, Tensors
 from serving.engines.open import open_engine
 from serving.store.base import FeatureStore, RankInputs
@@ -153,9 +153,6 @@ def test_order_follows_the_value_expression_with_ties_by_position(play: Any) -> 
         assert np.all(np.diff(result.values) <= 0)
         same = await ranker.rank(request(world.schema, "cat", np.full(4, 3), bids=np.ones(4)))
         assert same.order.tolist() == [0, 1, 2, 3]
-        without = replace(request(world.schema, "cat", ALL), candidates=CandidateBlock(ALL))
-        with pytest.raises(InvalidField, match=r"candidate_features\.bid: expected a column, .* found none"):
-            await ranker.rank(without)
 
     play(scenario)
 
@@ -456,6 +453,32 @@ def test_cancelled_ranks_are_neither_scored_nor_waited_for(play: Any) -> None:
         assert (await tasks[-1]).rung is Rung.FULL
         assert recorder.rows(SCORE_CANDIDATES) - scored == 2 * len(ALL), "the batch that ran already, and the live request"
         assert ranker._scheduler.drain_s() == 0.0
+
+    play(scenario)
+
+
+def test_queue_time_includes_the_wait_of_the_encode(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        engine = Gated(world.engine)
+        ranker, recorder = await world.ranker(engine=engine)
+        engine.gate.clear()
+        first = asyncio.create_task(ranker.rank(request(world.schema, "quinn", ALL)))
+        while recorder.counts["miss"] < 1:
+            await asyncio.sleep(0)
+        began = time.monotonic()
+        second = asyncio.create_task(ranker.rank(request(world.schema, "rae", ALL)))
+        while recorder.depth < 1:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.1)  # the wait that must show
+        engine.gate.set()
+        times = (await second).times
+        total = time.monotonic() - began
+        assert (await first).rung is Rung.FULL
+        assert 0.1 <= times.queue_s <= total
+        assert times.store_s + times.queue_s + times.encode_s + times.score_s <= total
+        again = await ranker.rank(request(world.schema, "rae", ALL))
+        assert again.user_state_cached
+        assert again.times.queue_s < 0.1, "a cached state was waited for by others"
 
     play(scenario)
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from kunlun.cli import main
 from model.artifact import Artifact, ArtifactError
-from serving.engines.cache import ENGINE_MANIFEST, ParityFigures
+from serving.engines.cache import ENGINE_MANIFEST, EngineManifest, ParityFigures, load, publish
 from serving.engines.open import build_engine, open_engine
 
 
@@ -68,6 +68,25 @@ def test_unknown_engine_and_precision_are_named(artifact: Artifact, copied: Path
         open_engine(artifact, engine="abacus", cache=copied, threads_per_slot=1, slots=1)
     with pytest.raises(ArtifactError, match="precision: expected auto, f32 or bf16, found 'f8'"):
         open_engine(artifact, cache=copied, precision="f8", threads_per_slot=1, slots=1)
+
+
+def test_an_entry_is_replaced_whole_and_a_failed_publish_leaves_the_old_one(
+    artifact: Artifact, copied: Path, tmp_path: Path
+) -> None:
+    entry = next(copied.iterdir())
+    manifest = EngineManifest.model_validate_json((entry / ENGINE_MANIFEST).read_bytes())
+    compiled = tmp_path / "compiled"
+    compiled.mkdir()
+    (compiled / "graph.bin").write_bytes(b"new")
+    broken = compiled / "a_directory"
+    broken.mkdir()
+    with pytest.raises(OSError, match="a_directory"):
+        publish(copied, artifact, manifest.identity, compiled, manifest.parity, 1.0, 1.0)
+    assert load(copied, artifact, manifest.identity) == (entry, manifest), "still whole"
+    broken.rmdir()
+    assert publish(copied, artifact, manifest.identity, compiled, manifest.parity, 1.0, 1.0) == entry
+    assert load(copied, artifact, manifest.identity)[1].files.keys() == {"graph.bin"}
+    assert list(copied.iterdir()) == [entry], "nothing is left aside"
 
 
 def test_nan_fails_parity() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from protocol_server import shop_schema
 
-from serving.core.errors import ReceiptRejected
+from serving.core.errors import ReceiptRejected, StoreUnavailable
 from serving.core.types import RankResult, Rung, StageTimes
 from serving.feedback.consumer import OutcomeConsumer
 from serving.feedback.online_ne import OnlineNE, offline_states
@@ -19,6 +20,7 @@ from serving.feedback.receipt import ServedList
 from serving.metrics.engine_window import WINDOW_S, EngineWindow
 from serving.metrics.online_ne import OnlineNECollector
 from serving.metrics.serving_metrics import STAGE_BUCKETS, ServingMetrics
+from serving.metrics.store_stats import StoreStatsCollector
 from serving.store.redis_store import RedisStore
 
 
@@ -66,6 +68,17 @@ def test_a_rank_is_counted_by_stage_and_rung() -> None:
     assert value("kunlun_rank_rungs_total", {"rung": "full"}) == 0
     assert value("kunlun_rank_unknown_items_total") == 2
     assert value("kunlun_rank_unknown_users_total") == 1
+
+
+def test_the_stores_own_counters_are_read_at_every_scrape() -> None:
+    metrics, store = ServingMetrics(), RedisStore("redis://127.0.0.1:1", shop_schema())
+    metrics.add_collector(StoreStatsCollector(store.stats))
+    names = ("kunlun_store_corrupt_values_total", "kunlun_store_failures_total")
+    assert [metrics.registry.get_sample_value(name) for name in names] == [0, 0]
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(store.read_rank_inputs("ann", np.empty(0, np.int64), 1.0))
+    store.stats.corrupt_values += 3
+    assert [metrics.registry.get_sample_value(name) for name in names] == [3, 1]
 
 
 def test_rejected_receipts_are_counted_by_reason() -> None:
