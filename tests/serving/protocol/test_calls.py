@@ -116,7 +116,7 @@ def test_features_reach_the_core_as_records(server: ProtocolServer, channel: grp
 def test_the_calls_deadline_is_the_budget(server: ProtocolServer, channel: grpc.Channel) -> None:
     ranker_pb2_grpc.RankerStub(channel).Rank(rank_request(), timeout=0.5)
     core = server.scorer.requests[-1]
-    assert 0.3 < core.deadline - core.started <= 0.5
+    assert 0.3 < core.deadline - core.started <= 0.51  # the wire rounds time-outs up
     ranker_pb2_grpc.RankerStub(channel).Rank(rank_request())
     core = server.scorer.requests[-1]
     assert core.deadline - core.started == pytest.approx(1.0), "the configured default"
