@@ -2,12 +2,14 @@
 
 Same code path as production, nothing to install. The child listens on no TCP port, lives in a
 private directory (mode 0700), dies with its parent, and is stopped by `close`. With a data directory
-its events survive restarts (append-only file); without one everything is temporary.
+its events survive restarts (append-only file); without one everything is temporary. A data directory
+is locked while in use: two stores writing one append-only file would corrupt it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -15,6 +17,11 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, RedisError
+from redis.retry import Retry
 
 from serving.core.errors import StoreUnavailable
 
@@ -27,23 +34,29 @@ class EmbeddedValkey:
     """One child process. `url` is what `RedisStore` connects to."""
 
     def __init__(self, data_dir: Path | None = None, start_timeout_s: float = 15.0) -> None:
+        self._lock = None if data_dir is None else _locked(data_dir)
         # Socket paths are limited to about 107 bytes, so the socket never lives in the data directory.
         self._run_dir = Path(tempfile.mkdtemp(prefix="kunlun-store-"))
         self.socket = self._run_dir / "store.sock"
         if len(str(self.socket)) > _SOCKET_PATH_LIMIT:
+            self._release()
             raise StoreUnavailable(f"embedded store: socket path {self.socket} is too long; set TMPDIR to a shorter directory")
         self.url = f"unix://{self.socket}"
         self._log = self._run_dir / "store.log"
         directory = self._run_dir if data_dir is None else data_dir
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._process = subprocess.Popen(
             [str(_binary()), *_arguments(self.socket, self._log, directory, persistent=data_dir is not None)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=_die_with_parent,
+            pass_fds=() if self._lock is None else (self._lock,),  # held until the child is gone too
         )
-        self._wait_until_ready(start_timeout_s)
+        try:
+            self._wait_until_ready(start_timeout_s)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -59,16 +72,48 @@ class EmbeddedValkey:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self._release()
+
+    def _release(self) -> None:
         shutil.rmtree(self._run_dir, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _wait_until_ready(self, timeout_s: float) -> None:
+        """Until the child answers. While it says that it loads its data it is waited for as long as it takes."""
+        client = redis.Redis(unix_socket_path=str(self.socket), socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
         deadline = time.monotonic() + timeout_s
-        while not self.socket.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                tail = self._log.read_text(errors="replace").splitlines()[-5:] if self._log.is_file() else []
-                self.close()
-                raise StoreUnavailable("embedded store did not start: " + (" | ".join(tail) or "its log is empty"))
-            time.sleep(0.005)
+        try:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except BusyLoadingError:
+                    deadline = time.monotonic() + timeout_s
+                except RedisError:
+                    pass  # no socket yet, or busy
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    tail = self._log.read_text(errors="replace").splitlines()[-5:] if self._log.is_file() else []
+                    raise StoreUnavailable("embedded store did not start: " + (" | ".join(tail) or "its log is empty"))
+                time.sleep(0.005)
+        finally:
+            client.close()
+
+
+def _locked(data_dir: Path) -> int:
+    """A descriptor that holds the directory's lock, which the system releases when the last holder ends."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(data_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StoreUnavailable(f"data_dir {data_dir}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise StoreUnavailable(f"data_dir {data_dir} is in use by another server") from error
+    return lock
 
 
 def _binary() -> Path:

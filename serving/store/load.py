@@ -1,52 +1,65 @@
 """Bulk loading of a canonical log's tables into the store: item features, user features, histories.
 
-Reads Parquet in batches, so files may exceed memory. Rows that do not fit the schema are refused and
-counted by reason; the rest is loaded.
+Items and users are read in batches, so their files may exceed memory; events are sorted by arrival,
+so theirs may not. Rows that do not fit the schema are refused and counted by reason; the rest is
+loaded. Loading the same files again changes nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from model.data.request_log import event_records, records_of
-from model.records import ARRIVAL_MS, FieldError, keys
+from model.records import ARRIVAL_MS, FieldError, Records, keys
 from model.schema import Schema
 from serving.core.types import UserEvent
 from serving.store.redis_store import RedisStore
 
+T = TypeVar("T")
 BATCH_ROWS = 20_000
+EVENT_ROWS = 2_000
+EVENT_COLUMNS = ("event_id", "user_id", "type", "item_id", "time_ms", "arrival_ms")
+STORED_BEFORE = "stored before, or older than the user's newest stored event"
 Report = Callable[[int], None]
 
 
 @dataclass
 class LoadReport:
-    """Rows stored and refused."""
+    """Rows stored, and rows refused by reason (with the first value found, not one reason for each)."""
 
     loaded: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    _reasons: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def refuse(self, error: FieldError) -> None:
+        """Count one row that does not fit."""
+        self.rejected[self._reasons.setdefault((error.field, error.expected), str(error))] += 1
 
 
 async def load_items(store: RedisStore, schema: Schema, path: Path, progress: Report = lambda _: None) -> LoadReport:
     """Item features from a Parquet file with `item_id` and one column per item feature."""
     report = LoadReport()
-    for table in _batches(path, "item_id", report):
-        try:
-            item_keys = keys(table["item_id"].to_pylist(), schema.item.id_type, schema.hash, f"{path.name}: item_id")
-            records = records_of(table, schema.item_features, schema, path.name)
-        except FieldError as error:
-            report.rejected[str(error)] += len(table)
-            continue
-        await store.put_items(item_keys, records)
-        report.loaded += len(table)
-        progress(len(table))
+
+    def converted(table: pa.Table) -> tuple[NDArray[np.int64], Records]:
+        item_keys = keys(table["item_id"].to_pylist(), schema.item.id_type, schema.hash, f"{path.name}: item_id")
+        return item_keys, records_of(table, schema.item_features, schema, path.name)
+
+    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS):
+        table = _complete(pa.Table.from_batches([batch]), path, ["item_id"], report)
+        for part, (item_keys, records) in _fitting(table, converted, report):
+            await store.put_items(item_keys, records)
+            report.loaded += len(part)
+        progress(len(batch))
     return report
 
 
@@ -55,40 +68,52 @@ async def load_users(store: RedisStore, schema: Schema, path: Path, progress: Re
     report = LoadReport()
     if not schema.user:
         return report
-    for table in _batches(path, "user_id", report):
-        try:
-            records = records_of(table, schema.user, schema, path.name)
-        except FieldError as error:
-            report.rejected[str(error)] += len(table)
-            continue
-        await store.put_users(table["user_id"].to_pylist(), records)
-        report.loaded += len(table)
-        progress(len(table))
+    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS):
+        table = _complete(pa.Table.from_batches([batch]), path, ["user_id"], report)
+        for part, records in _fitting(table, lambda rows: records_of(rows, schema.user, schema, path.name), report):
+            await store.put_users(part["user_id"].to_pylist(), records)
+            report.loaded += len(part)
+        progress(len(batch))
     return report
 
 
 async def load_events(store: RedisStore, schema: Schema, path: Path, progress: Report = lambda _: None) -> LoadReport:
-    """Histories from an events file, in arrival order; events stored before are recognised by their id."""
+    """Histories from an events file, in arrival order.
+
+    An event that arrived before the newest one stored for its user and type is not stored: a second
+    load changes nothing, and a user with live events gets no older history, so load before traffic.
+    """
     report = LoadReport()
-    table = pq.read_table(path)
+    whole = pq.read_table(path)
+    table = _complete(whole, path, EVENT_COLUMNS, report)
+    progress(len(whole) - len(table))
     table = table.take(pa.array(np.argsort(table["arrival_ms"].to_numpy(), kind="stable")))
-    for start in range(0, len(table), 2_000):
-        part = table.slice(start, 2_000)
-        events: list[tuple[int, UserEvent]] = []
-        for declared in schema.events:
-            rows = np.flatnonzero(pc.equal(part["type"], declared.name).to_numpy(zero_copy_only=False))
-            own = part.take(pa.array(rows))
-            records = event_records(own, declared, schema)
-            identities = zip(own["event_id"].to_pylist(), own["user_id"].to_pylist(), strict=True)
-            for i, (event_id, user_id) in enumerate(identities):
-                events.append((int(records[ARRIVAL_MS][i]), UserEvent(event_id, user_id, declared.name, records[i : i + 1])))
-        if unknown := len(part) - len(events):
-            report.rejected["event type that the schema does not declare"] += unknown
-        events.sort(key=lambda pair: pair[0])
-        await store.backfill_events([event for _, event in events])
-        report.loaded += len(events)
+    for start in range(0, len(table), EVENT_ROWS):
+        part = table.slice(start, EVENT_ROWS)
+        events = _events(part, schema, report)
+        recorded = await store.backfill_events(events)
+        report.loaded += recorded.stored
+        if recorded.duplicates:
+            report.rejected[STORED_BEFORE] += recorded.duplicates
         progress(len(part))
     return report
+
+
+def _events(table: pa.Table, schema: Schema, report: LoadReport) -> list[UserEvent]:
+    """The rows that fit, of all types, in arrival order."""
+    events: list[tuple[int, UserEvent]] = []
+    declared_rows = 0
+    for declared in schema.events:
+        rows = np.flatnonzero(pc.equal(table["type"], declared.name).to_numpy(zero_copy_only=False))
+        declared_rows += len(rows)
+        own = table.take(pa.array(rows))
+        for part, records in _fitting(own, lambda t, declared=declared: event_records(t, declared, schema), report):  # type: ignore[misc]
+            identities = zip(part["event_id"].to_pylist(), part["user_id"].to_pylist(), strict=True)
+            for i, (event_id, user_id) in enumerate(identities):
+                events.append((int(records[ARRIVAL_MS][i]), UserEvent(event_id, user_id, declared.name, records[i : i + 1])))
+    if unknown := len(table) - declared_rows:
+        report.rejected["event type that the schema does not declare"] += unknown
+    return [event for _, event in sorted(events, key=lambda pair: pair[0])]
 
 
 def rows_in(path: Path) -> int:
@@ -96,14 +121,30 @@ def rows_in(path: Path) -> int:
     return int(pq.ParquetFile(path).metadata.num_rows)
 
 
-def _batches(path: Path, id_column: str, report: LoadReport) -> Iterator[pa.Table]:
-    """Tables of at most BATCH_ROWS rows; rows without an id are refused."""
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS):
-        table = pa.Table.from_batches([batch])
-        if id_column not in table.column_names:
-            raise FieldError(f"{path.name}: {id_column}", "a column of ids", f"columns {', '.join(table.column_names)}")
-        present = pc.is_valid(table[id_column])
-        if missing := len(table) - pc.sum(present).as_py():
-            report.rejected[f"{id_column} is null"] += missing
+def _complete(table: pa.Table, path: Path, required: Sequence[str], report: LoadReport) -> pa.Table:
+    """The rows with a value in every required column; the others are refused."""
+    for name in required:
+        if name not in table.column_names:
+            raise FieldError(f"{path.name}: {name}", "a column", f"columns {', '.join(table.column_names)}")
+        present = pc.is_valid(table[name])
+        if missing := len(table) - (pc.sum(present).as_py() or 0):
+            report.rejected[f"{name} is null"] += missing
             table = table.filter(present)
-        yield table
+    return table
+
+
+def _fitting(table: pa.Table, convert: Callable[[pa.Table], T], report: LoadReport) -> Iterator[tuple[pa.Table, T]]:
+    """The table as few parts with their conversion; halved around rows that do not fit, which are refused one by one."""
+    if not len(table):
+        return
+    try:
+        converted = convert(table)
+    except FieldError as error:
+        if len(table) == 1:
+            report.refuse(error)
+            return
+        half = len(table) // 2
+        yield from _fitting(table.slice(0, half), convert, report)
+        yield from _fitting(table.slice(half), convert, report)
+    else:
+        yield table, converted

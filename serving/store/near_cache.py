@@ -64,11 +64,6 @@ class NearCache:
                 self._keys[slot] = key
             self._records[slot], self._stored[slot], self._expires[slot] = records[i], found[i], expires
 
-    def clear(self) -> None:
-        """Forget everything (features were reloaded, or the store was replaced)."""
-        self._slots.clear()
-        self._hand = 0
-
     def _free_slot(self) -> int:
         used = len(self._slots)
         if used < len(self._keys):

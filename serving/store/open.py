@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from model.schema import Schema
 from serving.core.errors import StoreUnavailable
@@ -33,13 +32,17 @@ async def open_store(
     """Connect and check that the store answers; raises `StoreUnavailable` with the URL, never its password."""
     if url == EMBEDDED:
         return EmbeddedStore(EmbeddedValkey(data_dir), schema, options)
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
-        raise StoreUnavailable(f"store: expected 'embedded' or a URL of {', '.join(f'{s}://' for s in SCHEMES)}, found {url!r}")
-    store = RedisStore(url, schema, options)
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in SCHEMES:
+        found = f"the scheme {scheme!r}" if separator else "no scheme"  # nothing else of the URL: it may hold a password
+        raise StoreUnavailable(f"store: expected 'embedded' or a URL of {', '.join(f'{s}://' for s in SCHEMES)}, found {found}")
+    try:
+        store = RedisStore(url, schema, options)
+    except ValueError:  # its text may quote a part of the password
+        raise StoreUnavailable(f"store: expected {scheme}://HOST:PORT/DATABASE, found a URL that cannot be read") from None
     try:
         await store.ping()
     except StoreUnavailable as error:
         await store.close()
-        raise StoreUnavailable(f"{parts.scheme}://{parts.hostname or parts.path}: {error}") from error
+        raise StoreUnavailable(f"{store.public_url}: {error}") from error
     return store

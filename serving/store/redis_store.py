@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import redis.asyncio as redis
@@ -47,13 +46,16 @@ class StoreStats:
 
 @dataclass(frozen=True)
 class RedisOptions:
-    """`history_ttl_s`: life of a user's keys after their last event (0: for ever); `timeout_s`: of writes."""
+    """`history_ttl_s`: life of a user's keys after their last event (0: for ever); `timeout_s`: of writes.
+
+    With `max_connections` in use further calls wait for one, inside their own time limit.
+    """
 
     prefix: str = "kunlun"
     history_ttl_s: int = 0
     timeout_s: float = 2.0
     max_outcomes: int = 1_000_000
-    max_connections: int = 256
+    max_connections: int = 64
 
 
 class RedisStore:
@@ -61,18 +63,20 @@ class RedisStore:
 
     def __init__(self, url: str, schema: Schema, options: RedisOptions | None = None) -> None:
         self.schema, self.options = schema, options or RedisOptions()
-        self.public_url = _without_credentials(url)
+        self.public_url = _without_secrets(url)
         self.keys = StoreKeys(schema, self.options.prefix)
         self.stats = StoreStats()
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
         self._events = {e.name: (e, event_dtype(e)) for e in schema.events}
         # One immediate retry covers a pooled connection that the server has closed meanwhile.
-        self._client = redis.Redis.from_url(
+        pool = redis.BlockingConnectionPool.from_url(
             url,
+            max_connections=self.options.max_connections,
+            timeout=self.options.timeout_s,
             socket_connect_timeout=self.options.timeout_s,
             retry=Retry(NoBackoff(), 1),
-            max_connections=self.options.max_connections,
         )
+        self._client = redis.Redis.from_pool(pool)
         script = files("serving.store").joinpath("append_events.lua").read_text(encoding="utf-8")
         self._append = self._client.register_script(script)
 
@@ -80,18 +84,20 @@ class RedisStore:
         """See `FeatureStore`: one pipeline, one round trip."""
         tag = self.keys.tag(user_id)
         pipe = self._client.pipeline(transaction=False)
+        # Before the histories: a write between the two commands then makes the histories newer than the version, never older.
+        pipe.get(version_key(tag))
         for event, dtype in self._events.values():
             pipe.getrange(self.keys.history(tag, event.name), -read_window(event.cap) * dtype.itemsize, -1)
-        pipe.get(version_key(tag))
         pipe.get(self.keys.user(tag))
         if len(item_keys):
             pipe.mget([self.keys.item(k) for k in item_keys.tolist()])
         self.stats.reads += 1
         replies = await self._guard(pipe.execute(raise_on_error=False), timeout_s, "read")
+        version, user = replies[0], replies[len(self._events) + 1]
         histories = {
-            name: self._records(reply, dtype) for (name, (_, dtype)), reply in zip(self._events.items(), replies, strict=False)
+            name: self._records(reply, dtype)
+            for (name, (_, dtype)), reply in zip(self._events.items(), replies[1:], strict=False)
         }
-        version, user = replies[len(self._events)], replies[len(self._events) + 1]
         items, found = self._items(replies[-1] if len(item_keys) else [], len(item_keys))
         return RankInputs(
             user=self._one_record(user, self._user_dtype),
@@ -112,8 +118,12 @@ class RedisStore:
         return await self._append_all(stamped)
 
     async def backfill_events(self, events: Sequence[UserEvent]) -> RecordedEvents:
-        """As `record_events`, but records keep the arrival time they have; give each user's in arrival order."""
-        return await self._append_all([(event, event.record) for event in events])
+        """As `record_events`, but records keep the arrival time they have; give each user's in arrival order.
+
+        What would come before the newest stored event of its history is counted as a duplicate and not
+        stored: histories stay in arrival order, and repeating a whole backfill changes nothing.
+        """
+        return await self._append_all([(event, event.record) for event in events], backfill=True)
 
     async def put_items(self, keys: NDArray[np.int64], records: Records) -> None:
         """See `FeatureStore`."""
@@ -150,11 +160,11 @@ class RedisStore:
         """See `FeatureStore`."""
         await self._client.aclose()
 
-    async def _append_all(self, events: Sequence[tuple[UserEvent, Records]]) -> RecordedEvents:
+    async def _append_all(self, events: Sequence[tuple[UserEvent, Records]], *, backfill: bool = False) -> RecordedEvents:
         by_user: dict[str, list[tuple[UserEvent, Records]]] = {}
         for event, record in events:
             by_user.setdefault(event.user_id, []).append((event, record))
-        calls = [self._append_call(user, own) for user, own in by_user.items()]
+        calls = [self._append_call(user, own, backfill) for user, own in by_user.items()]
         try:
             replies = await self._guard(self._run_appends(calls), self.options.timeout_s, "record events")
         except NoScriptError as error:
@@ -177,13 +187,15 @@ class RedisStore:
                 await self._client.script_load(self._append.script)
         raise AssertionError("unreachable")
 
-    def _append_call(self, user_id: str, events: Sequence[tuple[UserEvent, Records]]) -> tuple[list[str], list[Any]]:
+    def _append_call(
+        self, user_id: str, events: Sequence[tuple[UserEvent, Records]], backfill: bool
+    ) -> tuple[list[str], list[Any]]:
         tag = self.keys.tag(user_id)
         types = list(dict.fromkeys(event.type for event, _ in events))
-        arguments: list[Any] = [DEDUPLICATION_WINDOW * 8, self.options.history_ttl_s]
+        arguments: list[Any] = [DEDUPLICATION_WINDOW * 8, self.options.history_ttl_s, int(backfill)]
         for name in types:
             declared, dtype = self._events[name]
-            arguments += [dtype.itemsize, declared.stored]
+            arguments += [dtype.itemsize, declared.stored, dtype.fields[ARRIVAL_MS][1] + 1]  # type: ignore[index]
         for event, record in events:
             arguments += [event_id_hash(event.event_id), types.index(event.type) + 1, record.tobytes()]
         return [version_key(tag), window_key(tag), *(self.keys.history(tag, name) for name in types)], arguments
@@ -257,8 +269,8 @@ class RedisStore:
             raise StoreUnavailable(f"store: read: {reply}") from reply
 
 
-def _without_credentials(url: str) -> str:
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url  # urlunsplit would drop the empty host of unix:///path
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def _without_secrets(url: str) -> str:
+    """Scheme, host and path: no user, no password, and no query, which may hold one too."""
+    scheme, separator, rest = url.partition("#")[0].partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

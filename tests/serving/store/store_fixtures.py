@@ -35,10 +35,10 @@ value: p_click
 )
 
 
-def event(event_id: str, user: str, item: int, time_ms: int, kind: str = "click") -> UserEvent:
-    """One event without arrival time."""
+def event(event_id: str, user: str, item: int, time_ms: int, kind: str = "click", arrival_ms: int = 0) -> UserEvent:
+    """One event, its arrival time only for backfills."""
     record = np.zeros(1, dtype=event_dtype(SCHEMA.event(kind)))
-    record["item"], record["time_ms"] = item, time_ms
+    record["item"], record["time_ms"], record["arrival_ms"] = item, time_ms, arrival_ms
     return UserEvent(event_id, user, kind, record)
 
 

@@ -127,6 +127,65 @@ def test_one_round_trip_per_read_by_the_servers_own_count(url: str) -> None:
     run(url, scenario)
 
 
+def test_a_read_takes_the_version_before_the_histories(url: str) -> None:
+    """A write in between then makes the histories newer than the version they are taken for, never older."""
+    client = redis.Redis.from_url(url)
+
+    async def scenario(store: RedisStore) -> None:
+        with client.monitor() as monitor:
+            await store.read_rank_inputs("ann", NO_ITEMS, 1.0)
+            client.echo("end")
+            commands = []
+            for seen in monitor.listen():
+                if "end" in seen["command"]:
+                    break
+                commands.append(seen["command"])
+        version = next(at for at, command in enumerate(commands) if version_key(store.keys.tag("ann")) in command)
+        histories = [at for at, command in enumerate(commands) if command.startswith("GETRANGE")]
+        assert len(histories) == 2
+        assert version < min(histories)
+
+    run(url, scenario)
+
+
+def test_a_thousand_concurrent_writes_wait_for_connections(url: str) -> None:
+    async def scenario(store: RedisStore) -> None:
+        recorded = await asyncio.gather(*(store.record_events([event(f"e{i}", f"u{i}", i, i)]) for i in range(1000)))
+        assert sum(r.stored for r in recorded) == 1000
+        assert store.stats.failures == 0
+
+    run(url, scenario)
+
+
+def test_repeating_a_backfill_changes_nothing_however_long_it_is(url: str) -> None:
+    async def scenario(store: RedisStore) -> None:
+        log = [event(f"e{i}", "ann", i, i, arrival_ms=i // 2) for i in range(2000)]  # pairs arrive together
+        batches = [log[start : start + 333] for start in range(0, 2000, 333)]
+        first = [await store.backfill_events(batch) for batch in batches]
+        before = await store.read_rank_inputs("ann", NO_ITEMS, 1.0)
+        again = [await store.backfill_events(batch) for batch in batches]
+        after = await store.read_rank_inputs("ann", NO_ITEMS, 1.0)
+        assert [sum(r.stored for r in first), sum(r.stored for r in again)] == [2000, 0]
+        assert sum(r.duplicates for r in again) == 2000
+        assert after.history_version == before.history_version == 2000
+        assert after.histories["click"]["item"].tolist() == list(range(2000 - read_window(8), 2000))
+
+    run(url, scenario)
+
+
+def test_a_backfill_after_live_events_keeps_the_order_of_arrival(url: str) -> None:
+    async def scenario(store: RedisStore) -> None:
+        await store.record_events([event("live", "ann", 1, 1)])
+        old = [event("old", "ann", 2, 2, arrival_ms=2), event("i", "ann", 3, 3, "impression", arrival_ms=3)]
+        recorded = await store.backfill_events(old)
+        assert (recorded.stored, recorded.duplicates) == (1, 1)
+        read = await store.read_rank_inputs("ann", NO_ITEMS, 1.0)
+        assert read.histories["click"]["item"].tolist() == [1]
+        assert read.histories["impression"]["item"].tolist() == [3]
+
+    run(url, scenario)
+
+
 def test_wrong_data_in_a_key_counts_as_missing(url: str) -> None:
     client = redis.Redis.from_url(url)
 
@@ -210,27 +269,17 @@ def test_a_frozen_store_is_given_up_within_the_budget_and_used_again_afterwards(
         server.close()
 
 
-def test_an_embedded_store_with_a_directory_survives_a_restart(tmp_path: Path) -> None:
-    async def record() -> None:
-        store = await open_store("embedded", SCHEMA, data_dir=tmp_path)
-        await store.record_events([event("e", "ann", 1, 1)])
-        await store.close()
-
-    async def read() -> int:
-        store = await open_store("embedded", SCHEMA, data_dir=tmp_path)
-        version = (await store.read_rank_inputs("ann", NO_ITEMS, 1.0)).history_version
-        await store.close()
-        return version
-
-    asyncio.run(record())
-    assert asyncio.run(read()) == 1
-
-
 def test_a_wrong_url_is_explained_without_its_password() -> None:
     with pytest.raises(
-        StoreUnavailable, match="expected 'embedded' or a URL of redis://, rediss://, unix://, found 'http://x'"
+        StoreUnavailable, match=r"expected 'embedded' or a URL of redis://, rediss://, unix://, found the scheme 'http'$"
     ):
-        asyncio.run(open_store("http://x", SCHEMA))
+        asyncio.run(open_store("http://:hush@x", SCHEMA))
+    with pytest.raises(StoreUnavailable, match=r"found no scheme$"):
+        asyncio.run(open_store(":hush@x", SCHEMA))
+    for unreadable in ("redis://:hush@h:port", "redis://ann:hush#@h", "redis://h/0?db=hush"):
+        with pytest.raises(StoreUnavailable, match="store: expected redis://HOST:PORT/DATABASE, found a URL that") as caught:
+            asyncio.run(open_store(unreadable, SCHEMA))
+        assert "hush" not in str(caught.value)
     with pytest.raises(StoreUnavailable) as caught:
         asyncio.run(open_store("redis://:hush@127.0.0.1:1/0", SCHEMA))
     assert "127.0.0.1" in str(caught.value)
@@ -242,6 +291,8 @@ def test_a_wrong_url_is_explained_without_its_password() -> None:
     [
         ("redis://ann:hush@127.0.0.1:1/0", "redis://127.0.0.1:1/0"),
         ("unix:///tmp/x.sock", "unix:///tmp/x.sock"),
+        ("unix:///tmp/x.sock?password=hush", "unix:///tmp/x.sock"),
+        ("redis://127.0.0.1:1/0?username=ann&password=hush", "redis://127.0.0.1:1/0"),
         ("rediss://h:2", "rediss://h:2"),
     ],
 )

@@ -1,0 +1,70 @@
+"""The embedded store's data directory: it survives restarts, belongs to one server, and is loaded before it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_fixtures import SCHEMA, event
+
+from serving.core.errors import StoreUnavailable
+from serving.store import embedded
+from serving.store.embedded import EmbeddedValkey
+from serving.store.open import open_store
+
+NO_ITEMS = np.empty(0, dtype=np.int64)
+
+
+async def record(data_dir: Path, users: int = 1) -> None:
+    """One click of each of `users` users."""
+    store = await open_store("embedded", SCHEMA, data_dir=data_dir)
+    await store.record_events([event("e", f"u{i}", 1, 1) for i in range(users)])
+    await store.close()
+
+
+async def version(data_dir: Path, user: str) -> int:
+    """The user's history version after a restart."""
+    store = await open_store("embedded", SCHEMA, data_dir=data_dir)
+    found = (await store.read_rank_inputs(user, NO_ITEMS, 1.0)).history_version
+    await store.close()
+    return found
+
+
+def test_a_store_with_a_directory_survives_a_restart(tmp_path: Path) -> None:
+    asyncio.run(record(tmp_path))
+    assert asyncio.run(version(tmp_path, "u0")) == 1
+
+
+def test_a_directory_belongs_to_one_server_until_it_ends(tmp_path: Path) -> None:
+    first = EmbeddedValkey(tmp_path)
+    try:
+        with pytest.raises(StoreUnavailable, match=f"data_dir {tmp_path} is in use by another server"):
+            EmbeddedValkey(tmp_path)
+    finally:
+        first.close()
+    EmbeddedValkey(tmp_path).close()
+
+
+def test_a_directory_is_free_again_after_a_crash(tmp_path: Path) -> None:
+    crashed = EmbeddedValkey(tmp_path)
+    os.kill(crashed.pid, signal.SIGKILL)
+    crashed.close()
+    EmbeddedValkey(tmp_path).close()
+
+
+def test_a_data_dir_that_is_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreUnavailable, match=r"data_dir .*file: File exists"):
+        EmbeddedValkey(tmp_path / "file")
+
+
+def test_a_store_that_loads_its_data_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(record(tmp_path, users=300))
+    plain = embedded._arguments
+    slow = ["--key-load-delay", "2000"]  # microseconds for each command of the append-only file
+    monkeypatch.setattr(embedded, "_arguments", lambda *a, **k: [*plain(*a, **k), *slow])
+    assert asyncio.run(version(tmp_path, "u299")) == 1

@@ -1,0 +1,126 @@
+"""Bulk loading into a real store: bad rows are refused alone, and a second load changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from store_fixtures import SCHEMA, embedded
+
+from model.records import FieldError
+from serving.store.load import STORED_BEFORE, LoadReport, load_events, load_items, load_users
+from serving.store.open import open_store
+from serving.store.redis_store import RedisStore
+
+NO_ITEMS = np.empty(0, dtype=np.int64)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with embedded() as address:
+        yield address
+
+
+def run(url: str, scenario: Callable[[RedisStore], Awaitable[None]]) -> None:
+    async def main() -> None:
+        store = await open_store(url, SCHEMA)
+        try:
+            await scenario(store)
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+
+
+def test_bad_items_are_refused_alone(url: str, tmp_path: Path) -> None:
+    prices = [float(i) for i in range(1000)]
+    prices[123] = prices[777] = float("inf")
+    genres: list[list[str] | None] = [["a"], None] * 500
+    genres[5] = ["a", "b", "c", "d"]
+    ids: list[int | None] = list(range(1000))
+    ids[9] = None
+    pq.write_table(pa.table({"item_id": ids, "price": prices, "genres": genres}), tmp_path / "items.parquet")
+    advanced: list[int] = []
+
+    async def scenario(store: RedisStore) -> None:
+        report = await load_items(store, SCHEMA, tmp_path / "items.parquet", advanced.append)
+        assert report.loaded == 996
+        assert report.rejected == {
+            "item_id is null": 1,
+            "items.parquet: price: expected finite numbers, found inf": 2,
+            "items.parquet: genres: expected at most 3 values per row, found 4": 1,
+        }
+        assert sum(advanced) == 1000
+        read = await store.read_rank_inputs("ann", np.array([5, 9, 122, 123, 124, 999]), 1.0)
+        assert read.items_found.tolist() == [False, False, True, False, True, True]
+        assert read.items["price"][[2, 4, 5]].tolist() == [122.0, 124.0, 999.0]
+
+    run(url, scenario)
+
+
+def test_bad_users_are_refused_alone(url: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user_id": ["ann", "bob", None], "age": [1.0, float("nan"), 3.0]}), tmp_path / "users.parquet")
+
+    async def scenario(store: RedisStore) -> None:
+        report = await load_users(store, SCHEMA, tmp_path / "users.parquet")
+        assert (report.loaded, sum(report.rejected.values())) == (1, 2)
+        assert (await store.read_rank_inputs("ann", NO_ITEMS, 1.0)).user is not None
+
+    run(url, scenario)
+
+
+def events_file(path: Path, count: int) -> Path:
+    """`count` clicks of one user; the third has a bad attribute, the fourth an unknown type, the fifth no id."""
+    dwell = [1.0] * count
+    dwell[2] = float("inf")
+    table = {
+        "event_id": [None if i == 4 else f"e{i}" for i in range(count)],
+        "user_id": ["eve"] * count,
+        "type": ["like" if i == 3 else "click" for i in range(count)],
+        "item_id": list(range(count)),
+        "time_ms": list(range(count)),
+        "arrival_ms": list(range(count)),
+        "click.dwell": dwell,
+    }
+    shuffled = pa.table(table).take(pa.array(np.random.default_rng(0).permutation(count)))
+    pq.write_table(shuffled, path)
+    return path
+
+
+def test_loading_events_twice_keeps_the_newest_history(url: str, tmp_path: Path) -> None:
+    path, advanced = events_file(tmp_path / "events.parquet", 5000), []
+
+    async def scenario(store: RedisStore) -> None:
+        first = await load_events(store, SCHEMA, path, advanced.append)
+        before = await store.read_rank_inputs("eve", NO_ITEMS, 1.0)
+        second = await load_events(store, SCHEMA, path)
+        after = await store.read_rank_inputs("eve", NO_ITEMS, 1.0)
+        bad = {
+            "event_id is null": 1,
+            "events.parquet: click.dwell: expected finite numbers, found inf": 1,
+            "event type that the schema does not declare": 1,
+        }
+        assert first == LoadReport(4997, first.rejected, first._reasons)
+        assert first.rejected == bad
+        assert (second.loaded, second.rejected) == (0, bad | {STORED_BEFORE: 4997})
+        assert sum(advanced) == 5000
+        assert before.history_version == after.history_version == 4997
+        assert after.histories["click"].tobytes() == before.histories["click"].tobytes()
+        assert after.histories["click"]["item"][-1] == 4999
+
+    run(url, scenario)
+
+
+def test_a_missing_column_is_explained(url: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "items.parquet")
+
+    async def scenario(store: RedisStore) -> None:
+        with pytest.raises(FieldError, match=r"items\.parquet: item_id: expected a column, found columns id"):
+            await load_items(store, SCHEMA, tmp_path / "items.parquet")
+
+    run(url, scenario)
