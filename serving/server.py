@@ -32,6 +32,7 @@ from serving.feedback.online_ne import OnlineNE
 from serving.feedback.receipt import ReceiptSigner
 from serving.metrics.online_ne import OnlineNECollector
 from serving.metrics.serving_metrics import ServingMetrics
+from serving.metrics.store_stats import StoreStatsCollector
 from serving.protocol.event_messages import EventMessages
 from serving.protocol.events_service import EventsService
 from serving.protocol.feedback_service import FeedbackService
@@ -107,6 +108,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         stack.push_async_callback(store.close)
 
         metrics = ServingMetrics()
+        metrics.add_collector(StoreStatsCollector(store.stats))
         metrics.serves(
             manifest.model, manifest.version, engine.name, engine.precision, engine.device_peak_flops, config.slot_count
         )
