@@ -7,6 +7,7 @@ file. Secrets (the receipt key, TLS keys) come from files or the environment, ne
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from serving.core.options import CoreOptions
 
 RECEIPT_KEY_VARIABLE = "KUNLUN_RECEIPT_KEY"
 MIN_KEY_BYTES = 16
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -36,8 +38,9 @@ class ServerConfig(StrictModel):
     """One serving process.
 
     What is served: `repository` of artifacts, `model` (empty: the only one), `version` (empty: the
-    newest), `engine`, `engine_cache` (default: `.engines` in the repository), `precision` (`auto`: bf16
-    where the CPU has it), `slots` (0: as many as fill the CPUs), `threads_per_slot` (0: one).
+    newest by name, numbers in it compared as numbers), `engine`, `engine_cache` (default: `.engines` in
+    the repository), `precision` (`auto`: bf16 where the CPU has it), `slots` (0: as many as fill the
+    CPUs), `threads_per_slot` (0: one).
 
     Where: `host` and `port` (0: any free port, printed), `metrics_port` (0: any; null: off), `tls`.
 
@@ -95,7 +98,17 @@ class ServerConfig(StrictModel):
     @property
     def slot_count(self) -> int:
         """Slots, filled in from the CPUs this process may use."""
-        return self.slots or max(1, len(os.sched_getaffinity(0)) // self.slot_threads)
+        return self.slots or max(1, available_cpus() // self.slot_threads)
+
+
+def available_cpus(quota: Path = CGROUP_QUOTA) -> int:
+    """Whole CPUs this process may use: its affinity, and in a container also the CPU time it is given."""
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        limit, period = quota.read_text(encoding="ascii").split()
+        return cpus if limit == "max" else max(1, min(cpus, int(limit) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        return cpus  # no control groups of version 2, or no limit at this level
 
 
 def load_config(path: Path | None, flags: Mapping[str, Any]) -> ServerConfig:
@@ -121,7 +134,7 @@ def artifact_path(config: ServerConfig) -> Path:
     """The version directory to serve; raises `ConfigError` naming what the repository holds."""
     if not config.repository.is_dir():
         raise ConfigError(f"repository: expected a directory of artifacts, found {str(config.repository)!r}")
-    models = {name: versions for name, versions in list_versions(config.repository).items() if versions}
+    models = {name: sorted(found, key=_natural) for name, found in list_versions(config.repository).items() if found}
     if not models:
         raise ConfigError(f"repository: expected at least one exported model in {config.repository}, found none")
     if not config.model and len(models) > 1:
@@ -133,6 +146,12 @@ def artifact_path(config: ServerConfig) -> Path:
     if version not in models[name]:
         raise ConfigError(f"version: expected one of {', '.join(models[name])}, found {version!r}")
     return config.repository / name / version
+
+
+def _natural(version: str) -> tuple[list[str | int], str]:
+    """Sort key under which `10` follows `9`."""
+    parts = re.split(r"([0-9]+)", version)  # every second part is a number
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], version
 
 
 def receipt_keys(config: ServerConfig, environment: Mapping[str, str] = os.environ) -> tuple[dict[int, bytes], int] | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
 
 from kunlun.cli import Command, UsageError
 from kunlun.client import Client, KunlunError, RankReply
 from kunlun.values import Value
+
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -40,13 +43,14 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    items = [item.strip() for item in arguments.items.split(",") if item.strip()]
-    numeric = not arguments.string_ids and all(item.lstrip("-").isdecimal() for item in items)
+    items = _items(arguments.items, as_strings=arguments.string_ids)
+    if not 0 <= arguments.top_k < 2**32:
+        raise UsageError(f"--top-k: expected 0 (all) to {2**32 - 1}, found {arguments.top_k}")
     with Client(arguments.server, timeout_s=arguments.timeout_s) as client:
         try:
             reply = client.rank(
                 arguments.user,
-                [int(item) for item in items] if numeric else items,
+                items,
                 context=dict(_assignment(text) for text in arguments.context),
                 columns=dict(_numbers(text) for text in arguments.column),
                 top_k=arguments.top_k,
@@ -59,18 +63,32 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _items(text: str, *, as_strings: bool) -> list[str] | list[int]:
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if as_strings or not all(_WHOLE_NUMBER.fullmatch(item) for item in items):
+        return items
+    for item in items:
+        if len(item) > 20 or not _fits(int(item)):
+            raise UsageError(f"--items: expected numbers of 64 bits (or --string-ids), found {item!r}")
+    return [int(item) for item in items]
+
+
+def _fits(number: int) -> bool:
+    return -(2**63) <= number < 2**63
+
+
 def _assignment(text: str) -> tuple[str, Value]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise UsageError(f"--context: expected NAME=VALUE, found {text!r}")
     if len(value) > 1 and value[0] == value[-1] == '"':
         return name, value[1:-1]
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value
+    if _WHOLE_NUMBER.fullmatch(value) and len(value) <= 20 and _fits(int(value)):
+        return name, int(value)
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
 
 
 def _numbers(text: str) -> tuple[str, list[float]]:

@@ -129,15 +129,18 @@ def _accepted(feature: Feature) -> tuple[str, ...]:
 
 
 def _values(where: str, column: types_pb2.FeatureColumn, accepted: tuple[str, ...]) -> Any:
+    """The column's values: strings, int64, float32, or float64 for integers that are taken as numbers."""
     kind = column.WhichOneof("values")
     if kind not in accepted:
-        raise InvalidField(where, accepted[0], kind or "no values")
+        if kind is None or len(getattr(column, kind).values):
+            raise InvalidField(where, accepted[0], kind or "no values")
+        kind = accepted[0]  # rows without values: a client cannot tell of which kind they are none
     if kind == _STRING:
         return column.string_values.values
     if kind == _FLOAT:
         return np.array(column.float_values.values, dtype=np.float32)
     numbers = np.array(column.int64_values.values, dtype=np.int64)
-    return numbers if _FLOAT not in accepted else numbers.astype(np.float32)
+    return numbers if _FLOAT not in accepted else numbers.astype(np.float64)
 
 
 def _numbers(where: str, column: types_pb2.FeatureColumn, rows: int) -> NDArray[np.float64]:

@@ -38,6 +38,6 @@ class EventsService(events_pb2_grpc.EventsServicer):
         context: Any,
     ) -> events_pb2.RecordEventsResponse:
         """Append events to users' histories."""
-        recorded = await self._core.record_events(self._messages.events(message))
+        recorded = await self._core.record_events(await self._messages.events(message))
         self._observer.events(recorded.stored, recorded.duplicates)
         return self._messages.response(recorded)

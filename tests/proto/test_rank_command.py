@@ -48,6 +48,12 @@ def test_prints_json(server: ProtocolServer, capsys: pytest.CaptureFixture[str])
         ),
         (["--context", "home"], 2, "--context: expected NAME=VALUE, found 'home'"),
         (["--column", "bid=x"], 2, "--column: expected NAME=NUMBER,NUMBER,…, found 'bid=x'"),
+        (["--top-k", "-1"], 2, "--top-k: expected 0 (all) to 4294967295, found -1"),
+        (["--top-k", "4294967296"], 2, "--top-k: expected 0 (all) to 4294967295, found 4294967296"),
+        (["--items", "99999999999999999999"], 2, "--items: expected numbers of 64 bits (or --string-ids), found '99999"),
+        (["--items", "1," + "9" * 5000], 2, "--items: expected numbers of 64 bits (or --string-ids), found '99999"),
+        (["--items", "1,2,3"], 1, "candidates.ids: expected none: the schema identifies items by keys, found 3"),
+        (["--context", "page=" + "9" * 5000], 1, "context_features.page: expected finite numbers, found inf"),
         (["--context", "surface=7"], 1, "context_features.surface: expected string_values, found int64_values"),
     ],
 )
@@ -63,3 +69,13 @@ def test_mistakes_are_one_line(
 def test_digits_can_be_sent_as_text(server: ProtocolServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(server, "--context", 'surface="7"')) == 0
     assert "cocoa" in capsys.readouterr().out
+
+
+def test_an_item_that_only_looks_like_a_number_is_a_string(server: ProtocolServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(server, "--items=--5,6,-7")) == 0
+    assert "--5" in capsys.readouterr().out
+
+
+def test_a_number_beyond_64_bits_is_sent_as_a_float(server: ProtocolServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(server, "--context", "page=99999999999999999999")) == 0
+    assert "tea" in capsys.readouterr().out

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from model.config import ConfigError
-from serving.config import ServerConfig, artifact_path, load_config, random_receipt_keys, receipt_keys
+from serving.config import ServerConfig, artifact_path, available_cpus, load_config, random_receipt_keys, receipt_keys
 
 KEY = "0123456789abcdef"
 
@@ -52,6 +53,28 @@ def test_the_newest_version_of_the_only_model_is_served(tmp_path: Path) -> None:
     root = repository(tmp_path, "shop/20260101T000000Z", "shop/20260301T000000Z", "shop/20260201T000000Z", ".engines/x")
     assert artifact_path(ServerConfig(repository=root)) == root / "shop/20260301T000000Z"
     assert artifact_path(ServerConfig(repository=root, version="20260101T000000Z")).name == "20260101T000000Z"
+
+
+def test_version_numbers_are_compared_as_numbers(tmp_path: Path) -> None:
+    root = repository(tmp_path, "shop/9", "shop/10", "shop/v2", "feed/1.9", "feed/1.10-b", "feed/1.10-a", "feed/.2.tmp")
+    assert artifact_path(ServerConfig(repository=root, model="feed")).name == "1.10-b"
+    assert artifact_path(ServerConfig(repository=root, model="shop")).name == "v2"
+    with pytest.raises(ConfigError, match="version: expected one of 9, 10, v2, found '3'"):
+        artifact_path(ServerConfig(repository=root, model="shop", version="3"))
+
+
+def test_a_containers_cpu_quota_limits_the_slots(tmp_path: Path) -> None:
+    quota, affinity = tmp_path / "cpu.max", len(os.sched_getaffinity(0))
+    for text, cpus in (
+        ("100000 100000\n", 1),
+        ("50000 100000\n", 1),
+        (f"{affinity * 100_000 + 50_000} 100000\n", affinity),
+        ("max 100000\n", affinity),
+        ("", affinity),
+    ):
+        quota.write_text(text)
+        assert available_cpus(quota) == cpus, text
+    assert available_cpus(tmp_path / "absent") == affinity
 
 
 def test_an_unclear_or_unknown_choice_lists_what_there_is(tmp_path: Path) -> None:

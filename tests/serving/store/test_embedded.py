@@ -63,8 +63,8 @@ def test_a_data_dir_that_is_a_file_is_explained(tmp_path: Path) -> None:
 
 
 def test_a_store_that_loads_its_data_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asyncio.run(record(tmp_path, users=300))
+    asyncio.run(record(tmp_path, users=3000))
     plain = embedded._arguments
-    slow = ["--key-load-delay", "2000"]  # microseconds for each command of the append-only file
+    slow = ["--key-load-delay", "20"]  # microseconds for each command of the append-only file
     monkeypatch.setattr(embedded, "_arguments", lambda *a, **k: [*plain(*a, **k), *slow])
-    assert asyncio.run(version(tmp_path, "u299")) == 1
+    assert asyncio.run(version(tmp_path, "u2999")) == 1
