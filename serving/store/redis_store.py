@@ -33,6 +33,8 @@ from serving.store.keys import StoreKeys, event_id_hash, version_key, window_key
 T = TypeVar("T")
 DEDUPLICATION_WINDOW = 1024
 CHUNK = 2000
+APPEND_USERS = 100
+"""Users of one pipeline of appends: encoding more of them at once would hold up the event loop."""
 
 
 @dataclass
@@ -164,9 +166,16 @@ class RedisStore:
         by_user: dict[str, list[tuple[UserEvent, Records]]] = {}
         for event, record in events:
             by_user.setdefault(event.user_id, []).append((event, record))
-        calls = [self._append_call(user, own, backfill) for user, own in by_user.items()]
+
+        async def append() -> list[list[int]]:
+            users, replies = list(by_user.items()), list[list[int]]()
+            for start in range(0, len(users), APPEND_USERS):
+                part = users[start : start + APPEND_USERS]
+                replies += await self._run_appends([self._append_call(user, own, backfill) for user, own in part])
+            return replies
+
         try:
-            replies = await self._guard(self._run_appends(calls), self.options.timeout_s, "record events")
+            replies = await self._guard(append(), self.options.timeout_s, "record events")
         except NoScriptError as error:
             raise StoreUnavailable(f"store: record events: {error}") from error
         versions = {user: int(reply[2]) for user, reply in zip(by_user, replies, strict=True)}
