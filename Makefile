@@ -41,4 +41,4 @@ system-deps: ## the few Debian packages that some tests use (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf $(VENV) runs .demo dist build
+	rm -rf $(VENV) runs dist build

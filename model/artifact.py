@@ -39,7 +39,6 @@ from model.model_config import ModelConfig
 from model.schema import Schema
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
 
 
 class ArtifactError(RuntimeError):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.hashing import MISSING_KEY, bucket_of
-from model.history import ages_s, newest_event_ms
+from model.history import ages_s
 from model.records import ITEM, Records
 from model.schema import Derived, EventType, Feature, FeatureKind, HashBuckets, Schema
 
@@ -212,11 +212,6 @@ class FeatureEncoder:
             valid = np.arange(length)[None, :] < lengths[:, None]
             rows[valid], dense[valid], age[valid] = encoded.rows, encoded.dense, packed_age
         return EncodedHistory(Encoded(rows, dense), age, lengths)
-
-    @staticmethod
-    def newest_ms(histories: list[Records]) -> int | None:
-        """Time of the newest event over all event types of one user."""
-        return newest_event_ms(histories)
 
     def _encode(
         self,

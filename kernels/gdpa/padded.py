@@ -11,18 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.activations import activate
+from kernels.gdpa.params import GDPAParams
 from kernels.gdpa.reference import rms_norm
 
 
-def gdpa_padded(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    activation: tuple[str, ...] = ("fast_gelu",),
-    scale_in: float = 1.0,
-    scale_out: float = 1.0,
-) -> Tensor:
+def gdpa_padded(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams) -> Tensor:
     """q [B, T, H, d_h], k and v [B, n_kv, H, d_h] → [B, T, H, d_h]; raises `ValueError` on other shapes."""
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[2:] != k.shape[2:]:
         raise ValueError(
@@ -30,23 +23,14 @@ def gdpa_padded(
             f"found q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         )
     queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, ·, d_h]
-    scores = queries @ (keys * scale_in).transpose(-1, -2)  # [B, H, T, n_kv]
-    hidden = activate(scores, activation, head_dim=1)
-    return (hidden @ (values * scale_out)).transpose(1, 2)
+    scores = queries @ (keys * params.scale_in).transpose(-1, -2)  # [B, H, T, n_kv]
+    hidden = activate(scores, params.activation, head_dim=1)
+    return (hidden @ (values * params.scale_out)).transpose(1, 2)
 
 
-def pffn_padded(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    activation: tuple[str, ...] = ("fast_gelu",),
-    scale_in: float = 1.0,
-    scale_out: float = 1.0,
-    eps: float = 1e-5,
-) -> Tensor:
+def pffn_padded(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, eps: float = 1e-5) -> Tensor:
     """The PFFN block (see `pffn_jagged`) on padded rows; q [B, T, H, d_h] with zero padding rows."""
     flat = q.flatten(2)  # [B, T, H · d_h]
     normed = F.layer_norm(flat, flat.shape[-1:], eps=eps)
-    mixed = gdpa_padded(normed.unflatten(-1, q.shape[2:]), k, v, activation=activation, scale_in=scale_in, scale_out=scale_out)
+    mixed = gdpa_padded(normed.unflatten(-1, q.shape[2:]), k, v, params)
     return (rms_norm(mixed.flatten(2) + normed, eps) + flat).unflatten(-1, q.shape[2:])

@@ -21,66 +21,37 @@ import torch
 from torch import Tensor
 
 from kernels.activations import activate
+from kernels.gdpa.params import GDPAParams, Jagged
 
 
-def gdpa_jagged(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_offsets: Tensor,
-    n_kv: int,
-    *,
-    activation: tuple[str, ...] = ("fast_gelu",),
-    scale_in: float = 1.0,
-    scale_out: float = 1.0,
-    kv_index: Tensor | None = None,
-) -> Tensor:
+def gdpa_jagged(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged) -> Tensor:
     """GDPA over jagged queries and dense per-sample keys and values.
 
-    q [sum_T, H, d_h]; k, v [blocks · n_kv, H, d_h]; q_offsets int [B+1]; kv_index int [B] or None for
-    the identity. Returns [sum_T, H, d_h] in q's dtype. Raises `ValueError` on shapes that do not fit.
+    q [sum_T, H, d_h]; k, v [blocks · n_kv, H, d_h]; `jagged.kv_index` None is the identity. Returns
+    [sum_T, H, d_h] in q's dtype. Raises `ValueError` on shapes that do not fit.
     """
-    _check(q, k, v, q_offsets, n_kv, kv_index)
-    blocks_k = k.unflatten(0, (-1, n_kv))  # [blocks, n_kv, H, d_h]
-    blocks_v = v.unflatten(0, (-1, n_kv))
-    offsets = q_offsets.tolist()
-    blocks = kv_index.tolist() if kv_index is not None else range(len(offsets) - 1)
+    _check(q, k, v, jagged)
+    blocks_k = k.unflatten(0, (-1, jagged.n_kv))  # [blocks, n_kv, H, d_h]
+    blocks_v = v.unflatten(0, (-1, jagged.n_kv))
+    offsets = jagged.q_offsets.tolist()
+    blocks = jagged.kv_index.tolist() if jagged.kv_index is not None else range(len(offsets) - 1)
     outputs = [q[:0]]
     for sample, block in enumerate(blocks):
         rows = q[offsets[sample] : offsets[sample + 1]]  # [T, H, d_h]
-        scores = torch.einsum("thd,nhd->htn", rows, blocks_k[block]) * scale_in
-        hidden = activate(scores, activation, head_dim=0)  # [H, T, n_kv]
-        outputs.append(torch.einsum("htn,nhd->thd", hidden, blocks_v[block]) * scale_out)
+        scores = torch.einsum("thd,nhd->htn", rows, blocks_k[block]) * params.scale_in
+        hidden = activate(scores, params.activation, head_dim=0)  # [H, T, n_kv]
+        outputs.append(torch.einsum("htn,nhd->thd", hidden, blocks_v[block]) * params.scale_out)
     return torch.cat(outputs)
 
 
-def pffn_jagged(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_offsets: Tensor,
-    n_kv: int,
-    *,
-    activation: tuple[str, ...] = ("fast_gelu",),
-    scale_in: float = 1.0,
-    scale_out: float = 1.0,
-    kv_index: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
+def pffn_jagged(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged, eps: float = 1e-5) -> Tensor:
     """The PFFN block as deployed: LayerNorm → GDPA → + q̂ → RMSNorm → + q; both norms span all heads.
 
     Shapes as `gdpa_jagged`.
     """
     flat = q.flatten(1)  # [sum_T, H · d_h]
     normed = torch.nn.functional.layer_norm(flat, flat.shape[-1:], eps=eps)
-    mixed = gdpa_jagged(
-        *(normed.view_as(q), k, v, q_offsets, n_kv),
-        activation=activation,
-        scale_in=scale_in,
-        scale_out=scale_out,
-        kv_index=kv_index,
-    )
-    inner = mixed.flatten(1) + normed
+    inner = gdpa_jagged(normed.view_as(q), k, v, params, jagged).flatten(1) + normed
     return (rms_norm(inner, eps) + flat).view_as(q)
 
 
@@ -89,7 +60,8 @@ def rms_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, n_kv: int, kv_index: Tensor | None) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, jagged: Jagged) -> None:
+    q_offsets, n_kv, kv_index = jagged.q_offsets, jagged.n_kv, jagged.kv_index
     if q.dim() != 3 or k.shape != v.shape or k.shape[1:] != q.shape[1:]:
         raise ValueError(
             "gdpa: expected q [sum_T, H, d_h] and k, v [blocks · n_kv, H, d_h] of equal H and d_h, "

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model.data.request_log import RequestLog
 from model.features import Encoded, FeatureEncoder
+from model.history import newest_event_ms
 from model.training.config import AugmentConfig
 
 MAX_POSITION = 512
@@ -75,7 +76,7 @@ class BatchMaker:
         histories = [log.histories(int(r)) for r in requests]
         if augment is not None and rng is not None:
             histories = [_hide(h, augment, rng) for h in histories]
-        newest = [encoder.newest_ms(list(h.values())) for h in histories]
+        newest = [newest_event_ms(list(h.values())) for h in histories]
         newest_ms = np.array([-1 if n is None else n for n in newest], dtype=np.int64)
         counts = np.array([[len(h[e.name]) for e in log.schema.events] for h in histories], dtype=np.int64)
         users = log.user_index[requests]

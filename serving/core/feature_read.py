@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.features import FeatureEncoder
-from model.history import visible_history
+from model.history import newest_event_ms, visible_history
 from model.records import Records, event_dtype, feature_dtype, missing_records
 from model.schema import Schema
 from serving.core.errors import StoreUnavailable
@@ -117,7 +116,7 @@ class FeatureReader:
         histories = {event.name: visible_history(inputs.histories[event.name], event, now_ms) for event in self._schema.events}
         has_features = inputs.user is not None
         user = inputs.user if inputs.user is not None else missing_records(self._user_dtype, 1)
-        newest = FeatureEncoder.newest_ms(list(histories.values()))
+        newest = newest_event_ms(list(histories.values()))
         return UserView(user, has_features, histories, newest, inputs.history_version)
 
     def _nobody(self, fault: str) -> UserView:

@@ -42,30 +42,3 @@ class Observer(Protocol):
 
     def store_read(self, seconds: float, outcome: str) -> None:
         """One store read ended: `ok`, `failed` or `skipped` (circuit open)."""
-
-
-class SilentObserver:
-    """Hears and forgets: for command-line use."""
-
-    def ranked(self, result: RankResult, total_s: float) -> None: ...
-
-    def refused(self, reason: str) -> None: ...
-
-    def batch(
-        self,
-        graph: str,
-        rows: int,
-        padded_rows: int,
-        useful_flops: float,
-        executed_flops: float,
-        seconds: float,
-        reason: str,
-    ) -> None: ...
-
-    def queue_depth(self, depth: int) -> None: ...
-
-    def user_state(self, hit: bool) -> None: ...
-
-    def user_state_bytes(self, total: int) -> None: ...
-
-    def store_read(self, seconds: float, outcome: str) -> None: ...

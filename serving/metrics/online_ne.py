@@ -14,9 +14,8 @@ from prometheus_client.registry import Collector
 
 from model.metrics.normalized_entropy import NEState
 from serving.feedback.consumer import OutcomeConsumer
-from serving.feedback.online_ne import NEKey, OnlineNE
+from serving.feedback.online_ne import ALL_SLICES, NEKey, OnlineNE
 
-ALL_SLICES = "*"
 _LABELS = ("task", "version", "slice")
 _SUMS = {
     "examples": "Impressions shown.",

@@ -11,8 +11,34 @@ import numpy as np
 from model.hashing import string_key
 from model.records import ITEM, TIME_MS, event_dtype, feature_dtype, missing_records
 from model.schema import Schema
-from serving.core.observer import SilentObserver
 from serving.core.types import CandidateBlock, Overrides, RankRequest, RankResult, UserEvent
+
+
+class SilentObserver:
+    """Hears and forgets."""
+
+    def ranked(self, result: RankResult, total_s: float) -> None: ...
+
+    def refused(self, reason: str) -> None: ...
+
+    def batch(
+        self,
+        graph: str,
+        rows: int,
+        padded_rows: int,
+        useful_flops: float,
+        executed_flops: float,
+        seconds: float,
+        reason: str,
+    ) -> None: ...
+
+    def queue_depth(self, depth: int) -> None: ...
+
+    def user_state(self, hit: bool) -> None: ...
+
+    def user_state_bytes(self, total: int) -> None: ...
+
+    def store_read(self, seconds: float, outcome: str) -> None: ...
 
 
 class Recorder(SilentObserver):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rank_fixtures import Recorder, by_candidate, click, request
 
 from model.artifact import Artifact
+from model.history import newest_event_ms
 from model.records import feature_dtype, missing_records
 from model.signature import PROBABILITIES, SCORE_CANDIDATES
 from serving.core.errors import DeadlineExpired, Overloaded, StoreUnavailable, Unready
@@ -126,11 +127,11 @@ def test_scores_are_those_of_the_engine_run_directly(play: Any) -> None:
         sent = request(world.schema, "bob", ALL)
         got = by_candidate(await ranker.rank(sent))
         inputs = await world.store.read_rank_inputs("bob", ALL, 5.0)
-        encoder, host = world.artifact.encoder, ranker._host
+        host = ranker._host
         histories = {e.name: inputs.histories[e.name] for e in world.schema.events}
         user = missing_records(feature_dtype(world.schema.user), 1)
         rows = host.user_inputs(
-            user, sent.user_key, histories, encoder.newest_ms(list(histories.values())), {"click": 8, "impression": 8}
+            user, sent.user_key, histories, newest_event_ms(list(histories.values())), {"click": 8, "impression": 8}
         )
         session = world.engine.open_session()
         states = session.run("encode_user", rows)
