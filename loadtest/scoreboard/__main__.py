@@ -12,7 +12,8 @@ from typing import Any
 
 from loadtest.bench import Bench
 from loadtest.pipeline import Pipeline
-from loadtest.scoreboard.rows import LATER, ROWS, Row
+from loadtest.scoreboard.figure import Row
+from loadtest.scoreboard.rows import LATER, ROWS
 from model.cli.console import note
 
 RESULTS = Path("docs/results.md")
