@@ -1,4 +1,4 @@
-"""Every row that can be measured, in the scoreboard's order. A row's target is never bent; what is not measured yet is said to be so."""
+"""Every row that can be measured, in order. A target is never bent; what is not measured yet is said to be so."""
 
 from __future__ import annotations
 
