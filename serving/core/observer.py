@@ -31,6 +31,9 @@ class Observer(Protocol):
     ) -> None:
         """The engine ran a batch; `reason` is why it was dispatched (`serving.core.batching.Reason`)."""
 
+    def wasted(self, graph: str, seconds: float) -> None:
+        """Engine time that began after its caller had gone, or after the deadline: part of the busy time."""
+
     def queue_depth(self, depth: int) -> None:
         """Encodes and scores now waiting for an engine slot; background work is not counted."""
 

@@ -15,8 +15,13 @@ class CoreOptions(StrictModel):
     """Options of one `Ranker`.
 
     `slots`: engine slots, one thread and one session each; on CPUs usually one per core.
+    `slot_cpus`: CPU that each slot's thread is pinned to, repeated when there are more slots (empty: none is pinned).
     `max_queue`: requests admitted and not yet answered; more are refused with retry advice.
     `work_budget_ms`: requests are merged, and huge ones split, up to this much engine time per batch.
+    `background_budget_ms`: the same for background encodes, which delay whatever arrives meanwhile.
+    `hand_ahead_ms`: how long before its predicted end a busy slot is handed its next batch.
+    `stretch`: a request is due after this many times its own engine time, so small requests pass large ones
+    (0: first come, first served); after half of its time budget at the latest.
     `max_batch_candidates`, `max_batch_requests`, `max_batch_users`: largest shape buckets.
     `user_state_cache_mb`: memory for user states, least recently used first out.
     `item_cache_mb`, `item_ttl_s`: near cache of item features.
@@ -28,8 +33,12 @@ class CoreOptions(StrictModel):
     """
 
     slots: Annotated[int, Field(ge=1, le=256)] = 1
+    slot_cpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
     max_queue: Annotated[int, Field(ge=1)] = 256
     work_budget_ms: Annotated[float, Field(gt=0)] = 20.0
+    background_budget_ms: Annotated[float, Field(gt=0)] = 5.0
+    hand_ahead_ms: Annotated[float, Field(ge=0)] = 1.0
+    stretch: Annotated[float, Field(ge=0)] = 20.0
     max_batch_candidates: Annotated[int, Field(ge=8, le=65_536)] = 1024
     max_batch_requests: Annotated[int, Field(ge=1, le=1024)] = 32
     max_batch_users: Annotated[int, Field(ge=1, le=1024)] = 8

@@ -27,7 +27,7 @@ from serving.core.host_features import HostFeatures, Rows
 from serving.core.observer import Observer
 from serving.core.options import CoreOptions
 from serving.core.ordering import Ordering, PopularityPrior, are_sane
-from serving.core.scheduler import Scheduler
+from serving.core.scheduler import Scheduler, Urgency
 from serving.core.types import RankRequest, RankResult, RecordedEvents, Rung, StageTimes, UserEvent
 from serving.core.user_states import Flight, Flights, StateKey, UserState, UserStateCache, state_key
 from serving.core.write_encoder import WriteEncoder
@@ -162,14 +162,15 @@ class Ranker:
         """Probabilities from the best rung that works."""
         candidates = request.candidates
         inputs = None
+        urgency = self._scheduler.urgency(request.started, request.deadline, self._scheduler.score_s(len(candidates)))
         times = StageTimes(store_s=store_s)
         try:
             asked = time.monotonic()
-            state, cached, rung, reason = await self._state(request, view)
+            state, cached, rung, reason = await self._state(request, view, urgency)
             # An encode that others had asked for may have waited longer than this request did.
             encode_queue_s = 0.0 if cached else min(state.queue_s, time.monotonic() - asked)
             inputs = self._host.score_inputs(candidates.keys, items, request.context, request.received_ms, state.newest_ms)
-            job = self._scheduler.score_job(inputs, dict(state.tensors), len(candidates), request.deadline)
+            job = self._scheduler.score_job(inputs, dict(state.tensors), len(candidates), urgency)
             try:
                 probabilities = await job.result
             except asyncio.CancelledError:
@@ -187,7 +188,7 @@ class Ranker:
         unknown = inputs.unknown_items if inputs is not None else 0
         return _Served(self._prior.probabilities(candidates.keys), None, False, Rung.PRIOR, fault, unknown, times)
 
-    async def _state(self, request: RankRequest, view: UserView) -> tuple[UserState, bool, Rung, str]:
+    async def _state(self, request: RankRequest, view: UserView, urgency: Urgency) -> tuple[UserState, bool, Rung, str]:
         """The user's state, whether it was cached, and the rung it allows."""
         rung, reason = Rung.FULL, ""
         if view.fault:
@@ -205,23 +206,23 @@ class Ranker:
         self._observer.user_state(state is not None)
         if state is not None:
             return state, True, rung, reason
-        state = await self._join(key, request.deadline, lambda: self._launch(view, user, request.user_key, request.deadline))
+        state = await self._join(key, urgency, lambda: self._launch(view, user, request.user_key, urgency))
         return state, False, rung, reason
 
-    async def _join(self, key: StateKey, deadline: float, launch: Callable[[], Flight]) -> UserState:
+    async def _join(self, key: StateKey, urgency: Urgency, launch: Callable[[], Flight]) -> UserState:
         """Share the encode of `key`; a flight that expired for a more hurried request is flown again."""
         while True:
             try:
-                state = await self._flights.join(key, deadline, launch)
+                state = await self._flights.join(key, urgency, launch)
             except DeadlineExpired:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= urgency.deadline:
                     raise
                 continue
             self._observer.user_state_bytes(self._states.bytes)
             return state
 
     def _launch(
-        self, view: UserView, user: NDArray[np.void], user_key: int, deadline: float, background: bool = False
+        self, view: UserView, user: NDArray[np.void], user_key: int, urgency: Urgency, background: bool = False
     ) -> Flight:
         """Submit the encode of a user; the flight's future holds the state."""
         lengths = view.lengths
@@ -229,7 +230,7 @@ class Ranker:
         steps = self._scheduler.shapes.levels[level]
         inputs = self._host.user_inputs(user, user_key, view.histories, view.newest_ms, steps)
         useful = self._flops.encode(lengths).total
-        job = self._scheduler.encode_job(inputs, level, useful, deadline, background=background)
+        job = self._scheduler.encode_job(inputs, level, useful, urgency, background=background)
         landed: asyncio.Future[UserState] = asyncio.get_running_loop().create_future()
 
         def land(result: asyncio.Future[Rows]) -> None:
@@ -256,7 +257,7 @@ class Ranker:
         key = state_key(user_id, user_key, view.user, view.histories)
         if view.fault or key in self._flights or self._states.get(key) is not None:
             return
-        flight = self._flights.start(key, self._launch(view, view.user, user_key, deadline, background=True))
+        flight = self._flights.start(key, self._launch(view, view.user, user_key, Urgency(deadline, deadline), background=True))
         await asyncio.wait([flight.future])
         self._observer.user_state_bytes(self._states.bytes)
 

@@ -1,9 +1,9 @@
 """The scheduler: one owner of all waiting work, k engine slots, batches formed by work.
 
-Called by the ranker on the event loop. Never waits while a slot is idle; when every slot is busy it
-hands one more batch ahead to a slot as soon as a full one is waiting, so that the slot does not idle
-for a turn of the event loop. Cancelled and expired work is dropped before it costs engine time, last
-in the slot's own thread.
+Called by the ranker on the event loop. The policy (order, merging, splitting, handing ahead) is the
+pure `Dispatcher`; this module gives it a clock, futures and the slots' threads. Batches are stacked
+here while the slots run what they have. Cancelled and expired work is dropped before it costs engine
+time, last in the slot's own thread.
 
 Cost per batch: one hop to the slot's thread and one back.
 """
@@ -20,27 +20,36 @@ from numpy.typing import NDArray
 
 from model.flops import FlopModel
 from model.signature import ENCODE_USER, PROBABILITIES, SCORE_CANDIDATES
-from serving.core.batching import Batch, Group, Limits, Piece, Reason, Work, WorkQueue
+from serving.core.batching import Batch, Budget, Group, Limits, Piece, Work
+from serving.core.dispatcher import Dispatcher
 from serving.core.errors import DeadlineExpired, Overloaded
 from serving.core.host_features import HostFeatures, Rows, ScoreInputs, stack_requests, stack_users
 from serving.core.observer import Observer
 from serving.core.options import CoreOptions
-from serving.core.service_rate import ServiceRate
 from serving.core.shapes import ShapeBuckets, round_up
 from serving.core.slots import EngineSlot
+from serving.core.work_time import WorkTime
 from serving.engines.base import Engine, Session
 
-AHEAD = 2
-"""Batches a slot may hold: the one that runs and one more."""
-
 EXPIRED = "deadline: passed while the request waited for an engine slot"
+RELUCTANCE = 0.5
+"""Share of its time budget after which a request is due, however large it is."""
+
+
+@dataclass(frozen=True)
+class Urgency:
+    """When a request is worthless, and when it is due (which orders the queue). Seconds on `time.monotonic()`."""
+
+    deadline: float
+    due: float
 
 
 @dataclass(eq=False)
 class EncodeJob(Work):
-    """One user to encode; the result is the state tensors [1, …]."""
+    """One user to encode; the result is the state tensors [1, …]. `useful_flops`: work on real events."""
 
     inputs: Rows = field(default_factory=dict)
+    useful_flops: float = 0.0
     result: asyncio.Future[Rows] = field(default_factory=asyncio.Future)
     queued: float = field(default_factory=time.monotonic)
     queue_s: float = 0.0
@@ -65,6 +74,23 @@ Job = EncodeJob | ScoreJob
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """A batch as the engine takes it: padded tensors, their rows, and the FLOPs that will be executed."""
+
+    inputs: Rows
+    padded_rows: int
+    executed_flops: float
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a slot is told to run."""
+
+    batch: Batch
+    stacked: Stacked
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a slot reports: pieces that ran, those that had expired by then, outputs and times."""
 
@@ -83,165 +109,214 @@ class Scheduler:
     def __init__(self, engine: Engine, host: HostFeatures, flops: FlopModel, options: CoreOptions, observer: Observer) -> None:
         self._engine, self._host, self._flops, self._options, self._observer = engine, host, flops, options, observer
         self.shapes = ShapeBuckets(host.schema, options)
-        # A warm-up beside a busy neighbour is slow; only the peak bounds what no queue could help.
-        self.rate = ServiceRate(best=dict.fromkeys((ENCODE_USER, SCORE_CANDIDATES), 1.0 / engine.device_peak_flops))
-        limits = {
-            ENCODE_USER: Limits(options.max_batch_users, options.max_batch_users),
-            SCORE_CANDIDATES: Limits(options.max_batch_candidates, options.max_batch_requests),
-        }
-        self._queue = WorkQueue(limits, float("inf"))
-        self._running = dict.fromkeys(limits, 0.0)  # FLOPs of foreground work that the slots hold
+        self.times = WorkTime((ENCODE_USER, SCORE_CANDIDATES), engine.device_peak_flops)
         self._level_flops = [flops.encode(level, executed=True).total for level in self.shapes.levels]
-        self._slots: list[EngineSlot[Batch, Outcome]] = []
-        self._held: dict[EngineSlot[Batch, Outcome], int] = {}
+        self._dispatcher = self._new_dispatcher(0)
+        self._slots: list[EngineSlot[Order, Outcome]] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Open and warm every slot; raises what the engine raised."""
-        loop = asyncio.get_running_loop()
-        self._slots = [EngineSlot(self._engine, loop, self._run, self._done, i) for i in range(self._options.slots)]
+        loop, cpus = asyncio.get_running_loop(), self._options.slot_cpus
+        self._slots = [
+            EngineSlot(self._engine, loop, self._run, self._done, i, cpus[i % len(cpus)] if cpus else None)
+            for i in range(self._options.slots)
+        ]
         await asyncio.gather(*(slot.start(self._warm) for slot in self._slots))
-        self._held = dict.fromkeys(self._slots, 0)
+        self._dispatcher = self._new_dispatcher(len(self._slots))
 
     async def close(self) -> None:
         """Finish what the slots hold and end their threads."""
+        if self._timer is not None:
+            self._timer.cancel()
         await asyncio.gather(*(slot.close() for slot in self._slots))
 
-    def encode_job(self, inputs: Rows, level: int, useful_flops: float, deadline: float, *, background: bool) -> EncodeJob:
+    def encode_s(self, level: int) -> float:
+        """Predicted engine seconds of encoding one user at a history level."""
+        return self.times.predicted_s(ENCODE_USER, self._level_flops[level])
+
+    def score_s(self, candidates: int) -> float:
+        """Predicted engine seconds of scoring one request."""
+        return self.times.predicted_s(SCORE_CANDIDATES, self._flops.per_request + candidates * self._flops.per_candidate)
+
+    def urgency(self, arrived: float, deadline: float, work_s: float) -> Urgency:
+        """Due times by stretch: a request waits in proportion to its own work, so small ones pass huge ones.
+
+        Nobody starves: everything is due after half of its time budget at the latest.
+        """
+        patience = min(self._options.stretch * work_s, RELUCTANCE * (deadline - arrived))
+        return Urgency(deadline, arrived + patience)
+
+    def encode_job(
+        self, inputs: Rows, level: int, useful_flops: float, urgency: Urgency, *, background: bool = False
+    ) -> EncodeJob:
         """Submit the encode of one user."""
-        group = Group(ENCODE_USER, level)
-        job = EncodeJob(group, 1, useful_flops, 0.0, deadline, background=background, inputs=inputs)
+        job = EncodeJob(
+            Group(ENCODE_USER, level),
+            1,
+            self._level_flops[level],
+            0.0,
+            urgency.deadline,
+            urgency.due,
+            background=background,
+            inputs=inputs,
+            useful_flops=useful_flops,
+        )
         self._submit(job)
         return job
 
-    def score_job(self, inputs: ScoreInputs, state: Rows, candidates: int, deadline: float) -> ScoreJob:
+    def score_job(self, inputs: ScoreInputs, state: Rows, candidates: int, urgency: Urgency) -> ScoreJob:
         """Submit the scoring of one request."""
-        per_row, fixed = self._flops.per_candidate, self._flops.per_request
-        job = ScoreJob(Group(SCORE_CANDIDATES), candidates, per_row, fixed, deadline, inputs=inputs, state=state)
+        job = ScoreJob(
+            Group(SCORE_CANDIDATES),
+            candidates,
+            self._flops.per_candidate,
+            self._flops.per_request,
+            urgency.deadline,
+            urgency.due,
+            inputs=inputs,
+            state=state,
+        )
         self._submit(job)
         return job
 
-    def promote(self, job: Job, deadline: float) -> None:
+    def promote(self, job: Job, urgency: Urgency) -> None:
         """Make waiting work at least this urgent."""
-        self._queue.promote(job, deadline)
+        self._dispatcher.queue.promote(job, urgency.deadline, urgency.due)
+        self._dispatch()
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this job any more."""
         # A task that awaited the result was cancelled through it: the result may be done, the job is not.
-        self._queue.cancel(job)
+        self._dispatcher.queue.cancel(job, time.monotonic())
         job.result.cancel()
-        self._observer.queue_depth(len(self._queue))
+        self._observer.queue_depth(len(self._dispatcher.queue))
 
     def drain_s(self) -> float:
         """Predicted seconds until everything submitted so far has run, but background work, which yields."""
-        waiting = self._queue.foreground_flops
-        total = sum(self.rate.predicted_s(graph, flops + waiting[graph]) for graph, flops in self._running.items())
-        return total / max(1, len(self._slots))
+        return self._dispatcher.drain_s(time.monotonic())
 
-    def admit(self, candidates: int, deadline: float, now: float) -> None:
-        """Refuse what cannot be answered in time; raises `DeadlineExpired` or `Overloaded`."""
-        flops = self._flops.per_request + candidates * self._flops.per_candidate
-        if now + self.rate.least_s(SCORE_CANDIDATES, flops) >= deadline:
+    def admit(self, candidates: int, deadline: float, now: float, *, least_work_s: float | None = None) -> None:
+        """Refuse what cannot be answered in time; raises `DeadlineExpired` or `Overloaded`.
+
+        `least_work_s`: engine seconds of the cheapest acceptable answer (default: scoring every candidate).
+        """
+        if least_work_s is None:
+            flops = self._flops.per_request + candidates * self._flops.per_candidate
+            soonest, likely = self.times.least_s(SCORE_CANDIDATES, flops), self.score_s(candidates)
+        else:
+            soonest = likely = least_work_s
+        if now + soonest >= deadline:
             raise DeadlineExpired(
                 f"deadline: {max(deadline - now, 0) * 1e3:.1f} ms left cannot suffice for {candidates} candidate(s)"
             )
         wait = self.drain_s()
-        if wait > 0 and now + wait + self.rate.predicted_s(SCORE_CANDIDATES, flops) > deadline:
+        if wait > 0 and now + wait + likely > deadline:
             raise Overloaded(f"the queue needs about {wait * 1e3:.0f} ms, more than the deadline leaves", wait)
 
+    def _new_dispatcher(self, slots: int) -> Dispatcher:
+        options = self._options
+        limits = {
+            ENCODE_USER: Limits(options.max_batch_users, options.max_batch_users),
+            SCORE_CANDIDATES: Limits(options.max_batch_candidates, options.max_batch_requests),
+        }
+        budget = Budget(options.work_budget_ms / 1e3, options.background_budget_ms / 1e3)
+        return Dispatcher(slots, limits, self.times, budget, options.hand_ahead_ms / 1e3)
+
     def _submit(self, job: Job) -> None:
-        self._queue.push(job)
+        self._dispatcher.queue.push(job)
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Give batches to idle slots, then full batches ahead to busy ones."""
-        while (slot := self._free_slot()) is not None:
-            self._queue.budget_flops = self.rate.flops_in(SCORE_CANDIDATES, self._options.work_budget_ms / 1e3)
-            # Background work is never handed ahead: whatever came meanwhile would wait for it.
-            batch, dropped = self._queue.form(time.monotonic(), background=self._held[slot] == 0)
-            for work in dropped:
-                self._fail(work, DeadlineExpired(EXPIRED))
-            if batch is None:
-                break
-            self._held[slot] += 1
-            self._running[batch.group.graph] += _foreground_flops(batch)
-            slot.submit(batch)
-        self._observer.queue_depth(len(self._queue))
-
-    def _free_slot(self) -> EngineSlot[Batch, Outcome] | None:
-        slot = min(self._held, key=self._held.__getitem__, default=None)
-        if slot is None or self._held[slot] == 0:
-            return slot
-        return slot if self._held[slot] < AHEAD and len(self._queue) >= self._options.max_batch_requests else None
-
-    def _run(self, session: Session, batch: Batch) -> Outcome:
-        """In the slot's thread: leave out what has gone stale, stack, run."""
+        """Give batches to the slots that can take one, and come back when the next one can."""
         now = time.monotonic()
-        stale = tuple(p for p in batch.pieces if p.work.cancelled or p.work.deadline <= now)
-        pieces = tuple(p for p in batch.pieces if p not in stale) if stale else batch.pieces
-        if not pieces:
-            return Outcome((), stale, {}, 0, 0.0, now, 0.0)
-        inputs, padded, executed = self._stack(batch.group, pieces)
-        started = time.monotonic()
-        outputs = session.run(batch.group.graph, inputs)
-        return Outcome(pieces, stale, outputs, padded, executed, started, time.monotonic() - started)
+        assigned, dropped = self._dispatcher.assign(now)
+        for work in dropped:
+            self._fail(work, DeadlineExpired(EXPIRED))
+        for at, batch in assigned:
+            try:
+                stacked = self._stack(batch.group, batch.pieces)
+            except Exception as error:  # bad inputs of one job must not stop the others
+                asyncio.get_running_loop().call_soon(self._done, self._slots[at], Order(batch, Stacked({}, 0, 0.0)), error)
+                continue
+            self._slots[at].submit(Order(batch, stacked))
+        self._observer.queue_depth(len(self._dispatcher.queue))
+        self._set_timer(now)
 
-    def _stack(self, group: Group, pieces: tuple[Piece, ...]) -> tuple[Rows, int, float]:
-        """Padded inputs of a batch, its padded rows, and the FLOPs the engine will execute."""
+    def _set_timer(self, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wake = self._dispatcher.next_wake(now)
+        if wake is not None:
+            self._timer = asyncio.get_running_loop().call_later(wake - now, self._dispatch)
+
+    def _run(self, session: Session, order: Order) -> Outcome:
+        """In the slot's thread: leave out what has gone stale, run."""
+        now, batch, stacked = time.monotonic(), order.batch, order.stacked
+        stale = tuple(p for p in batch.pieces if min(p.work.cancelled_at, p.work.deadline) <= now)
+        pieces = batch.pieces
+        if stale:
+            pieces = tuple(p for p in pieces if p not in stale)
+            if not pieces:
+                return Outcome((), stale, {}, 0, 0.0, now, 0.0)
+            stacked = self._stack(batch.group, pieces)
+        started = time.monotonic()
+        outputs = session.run(batch.group.graph, stacked.inputs)
+        seconds = time.monotonic() - started
+        return Outcome(pieces, stale, outputs, stacked.padded_rows, stacked.executed_flops, started, seconds)
+
+    def _stack(self, group: Group, pieces: tuple[Piece, ...]) -> Stacked:
         if group.graph == ENCODE_USER:
             users = round_up(self.shapes.users, len(pieces))
             rows = [_encode(p).inputs for p in pieces]
-            return stack_users(rows, users), users, users * self._level_flops[group.level]
+            return Stacked(stack_users(rows, users), users, users * self._level_flops[group.level])
         requests = round_up(self.shapes.requests, len(pieces))
         candidates = round_up(self.shapes.candidates, sum(p.stop - p.start for p in pieces))
         jobs = [_score(p) for p in pieces]
         inputs = [job.inputs for job in jobs if job.inputs is not None]
         items = [{k: v[p.start : p.stop] for k, v in i.items.items()} for p, i in zip(pieces, inputs, strict=True)]
         stacked = stack_requests([j.state for j in jobs], [i.context for i in inputs], items, requests, candidates)
-        return stacked, candidates, self._flops.score(requests, candidates).total
+        return Stacked(stacked, candidates, self._flops.score(requests, candidates).total)
 
-    def _done(self, slot: EngineSlot[Batch, Outcome], batch: Batch, outcome: Outcome | Exception) -> None:
-        """On the loop: hand results out, refill the slot."""
-        self._held[slot] -= 1
-        self._running[batch.group.graph] -= _foreground_flops(batch)
-        if not any(self._held.values()):
-            self._running = dict.fromkeys(self._running, 0.0)  # sums of floats drift
+    def _done(self, slot: EngineSlot[Order, Outcome], order: Order, outcome: Outcome | Exception) -> None:
+        """On the loop: refill the slot, hand results out."""
+        self._dispatcher.finished(slot.index, order.batch, time.monotonic())
         if isinstance(outcome, Exception):
-            for piece in batch.pieces:
+            for piece in order.batch.pieces:
                 self._fail(piece.work, outcome)
         else:
             for piece in outcome.dropped:
                 self._fail(piece.work, DeadlineExpired(EXPIRED))
             if outcome.ran:
-                self._deliver(batch, outcome)
+                self.times.observe(order.batch.group.graph, sum(p.flops for p in outcome.ran), outcome.seconds)
         self._dispatch()
+        if isinstance(outcome, Outcome) and outcome.ran:
+            self._observe(order.batch, outcome)
+            _deliver(outcome)
 
     def _fail(self, work: Work, error: Exception) -> None:
         assert isinstance(work, EncodeJob | ScoreJob)
-        self._queue.cancel(work)  # the rest of split work need not run
+        self._dispatcher.queue.cancel(work, time.monotonic())  # the rest of split work need not run
         if not work.result.done():
             work.result.set_exception(error)
 
-    def _deliver(self, batch: Batch, outcome: Outcome) -> None:
-        useful = sum(map(_flops_of, outcome.ran))
-        graph = batch.group.graph
-        self.rate.observe(graph, useful, outcome.seconds)
+    def _observe(self, batch: Batch, outcome: Outcome) -> None:
         rows = sum(p.stop - p.start for p in outcome.ran)
         self._observer.batch(
-            graph, rows, outcome.padded_rows, useful, outcome.executed_flops, outcome.seconds, batch.reason.value
+            batch.group.graph,
+            rows,
+            outcome.padded_rows,
+            sum(map(_useful_flops, outcome.ran)),
+            outcome.executed_flops,
+            outcome.seconds,
+            batch.reason.value,
         )
-        at = 0
-        for piece in outcome.ran:
-            count = piece.stop - piece.start
-            job = piece.work
-            assert isinstance(job, EncodeJob | ScoreJob)
-            if piece.start == 0:
-                job.queue_s = outcome.started - job.queued
-            job.run_s += outcome.seconds
-            if isinstance(job, EncodeJob):
-                _resolve(job.result, {name: tensor[at : at + 1].copy() for name, tensor in outcome.outputs.items()})
-            else:
-                _collect(job, piece, outcome.outputs[PROBABILITIES][at : at + count])
-            at += count
+        # By the clock, not by what the code above meant to drop: what nobody could use any more when it started.
+        late = [p for p in outcome.ran if min(p.work.cancelled_at, p.work.deadline) < outcome.started]
+        if late:
+            share = sum(p.flops for p in late) / sum(p.flops for p in outcome.ran)
+            self._observer.wasted(batch.group.graph, share * outcome.seconds)
 
     def _warm(self, session: Session) -> None:
         """In the slot's thread: run every bucket once, so that its shapes are known, and seed the rate."""
@@ -264,17 +339,29 @@ class Scheduler:
     def _seed(self, session: Session, graph: str, inputs: Rows, flops: float) -> None:
         started = time.perf_counter()
         session.run(graph, inputs)
-        self.rate.observe(graph, flops, time.perf_counter() - started)
+        self.times.observe(graph, flops, time.perf_counter() - started)
 
 
-def _flops_of(piece: Piece) -> float:
-    """Useful FLOPs of a piece; the request's fixed part counts with its first rows."""
-    return (piece.stop - piece.start) * piece.work.flops_per_row + (piece.work.flops_fixed if piece.start == 0 else 0.0)
+def _deliver(outcome: Outcome) -> None:
+    """Every piece's rows of the outputs to its job."""
+    at = 0
+    for piece in outcome.ran:
+        count = piece.stop - piece.start
+        job = piece.work
+        assert isinstance(job, EncodeJob | ScoreJob)
+        if piece.start == 0:
+            job.queue_s = outcome.started - job.queued
+        job.run_s += outcome.seconds
+        if isinstance(job, EncodeJob):
+            _resolve(job.result, {name: tensor[at : at + 1].copy() for name, tensor in outcome.outputs.items()})
+        else:
+            _collect(job, piece, outcome.outputs[PROBABILITIES][at : at + count])
+        at += count
 
 
-def _foreground_flops(batch: Batch) -> float:
-    """Useful FLOPs of a batch that somebody waits for."""
-    return 0.0 if batch.reason is Reason.BACKGROUND else sum(map(_flops_of, batch.pieces))
+def _useful_flops(piece: Piece) -> float:
+    """FLOPs on real events and candidates."""
+    return piece.work.useful_flops if isinstance(piece.work, EncodeJob) else piece.flops
 
 
 def _encode(piece: Piece) -> EncodeJob:

@@ -1,14 +1,14 @@
 """An engine slot: one thread, one session, one batch at a time.
 
-The scheduler hands batches over and hears of the outcome on the event loop. Host work between two
-engine runs (stacking rows into padded tensors) happens in the slot's thread, while the other slots'
-engines run; the engine releases the GIL.
+The scheduler hands batches over and hears of the outcome on the event loop. A slot may be given its
+next batch while it runs one. The engine releases the GIL; a slot can be pinned to a CPU of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -30,8 +30,10 @@ class EngineSlot(Generic[Task, Outcome]):
         work: Callable[[Session, Task], Outcome],
         done: Callable[[EngineSlot[Task, Outcome], Task, Outcome | Exception], None],
         index: int,
+        cpu: int | None = None,
     ) -> None:
-        self._engine, self._loop, self._work, self._done = engine, loop, work, done
+        self.index = index
+        self._engine, self._loop, self._work, self._done, self._cpu = engine, loop, work, done, cpu
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._ready: asyncio.Future[None] = loop.create_future()
         self._thread = threading.Thread(target=self._main, name=f"engine-slot-{index}", daemon=True)
@@ -54,6 +56,8 @@ class EngineSlot(Generic[Task, Outcome]):
 
     def _main(self) -> None:
         try:
+            if self._cpu is not None:
+                os.sched_setaffinity(0, {self._cpu})  # of this thread alone
             session = self._engine.open_session()
             self._warm(session)
         except Exception as error:

@@ -20,6 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from model.records import Records
+from serving.core.scheduler import Urgency
 
 ENTRY_OVERHEAD_BYTES = 1024
 """Keys, dictionary entries and array headers of one cached state, roughly."""
@@ -117,7 +118,7 @@ class Flight:
 
     future: asyncio.Future[UserState]
     cancel: Callable[[], None]
-    promote: Callable[[float], None]
+    promote: Callable[[Urgency], None]
     waiters: int = 0
 
 
@@ -137,13 +138,13 @@ class Flights:
         flight.future.add_done_callback(lambda future: self._landed(key, flight, future))
         return flight
 
-    async def join(self, key: StateKey, deadline: float, launch: Callable[[], Flight]) -> UserState:
+    async def join(self, key: StateKey, urgency: Urgency, launch: Callable[[], Flight]) -> UserState:
         """Wait for the encode of `key`, launching it unless it is in flight."""
         flight = self._flights.get(key)
         if flight is None:
             flight = self.start(key, launch())
         else:
-            flight.promote(deadline)
+            flight.promote(urgency)
         flight.waiters += 1
         try:
             return await asyncio.shield(flight.future)

@@ -71,6 +71,12 @@ class ServingMetrics:
         self._busy = Counter(
             "kunlun_engine_busy_seconds", "Time inside the engine, summed over slots.", graph, registry=registry
         )
+        self._wasted = Counter(
+            "kunlun_wasted_engine_seconds",
+            "Part of the busy time that began after its caller had gone or its deadline had passed.",
+            graph,
+            registry=registry,
+        )
         self._peak = Gauge(
             "kunlun_device_peak_flops",
             "Matrix-product peak of one engine slot at the served precision, FLOP/s.",
@@ -166,6 +172,10 @@ class ServingMetrics:
         self._busy.labels(graph).inc(seconds)
         self.window.add(useful_flops, executed_flops, seconds)
 
+    def wasted(self, graph: str, seconds: float) -> None:
+        """Engine time nobody could use."""
+        self._wasted.labels(graph).inc(seconds)
+
     def queue_depth(self, depth: int) -> None:
         """Encodes and scores waiting."""
         self._queue_depth.set(depth)
@@ -217,5 +227,5 @@ def _known_series(m: ServingMetrics) -> Iterable[tuple[Counter | Histogram, list
     yield m._states, [("hit",), ("miss",)]
     yield m._events, [("stored",), ("duplicate",)]
     yield m._receipts, [(reason,) for reason in RECEIPT_REASONS]
-    for metric in (m._rows, m._padded_rows, m._useful, m._executed, m._busy):
+    for metric in (m._rows, m._padded_rows, m._useful, m._executed, m._busy, m._wasted):
         yield metric, graphs

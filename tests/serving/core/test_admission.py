@@ -15,8 +15,11 @@ from model.signature import ENCODE_USER, SCORE_CANDIDATES
 from serving.core.errors import DeadlineExpired, Overloaded
 from serving.core.host_features import HostFeatures, ScoreInputs
 from serving.core.options import CoreOptions
-from serving.core.scheduler import Scheduler
+from serving.core.scheduler import Scheduler, Urgency
+from serving.core.work_time import WorkTime
 from serving.engines.open import open_engine
+
+NEVER = Urgency(deadline=1e9, due=1e9)
 
 
 @pytest.fixture
@@ -24,9 +27,10 @@ def scheduler(artifact: Artifact, engine_cache) -> Scheduler:
     flops = FlopModel.from_json(artifact.manifest.flops, artifact.config)
     engine = open_engine(artifact, cache=engine_cache, precision="f32", threads_per_slot=1, slots=1)
     made = Scheduler(engine, HostFeatures(artifact), flops, CoreOptions(), Recorder())
-    work = flops.per_request + 100 * flops.per_candidate
-    made.rate.best.clear()
-    made.rate.observe(SCORE_CANDIDATES, work, 0.010)  # 100 candidates take 10 ms here
+    hundred = flops.per_request + 100 * flops.per_candidate
+    made.times = WorkTime((ENCODE_USER, SCORE_CANDIDATES), peak_flops=hundred / 0.005)
+    made.times.observe(SCORE_CANDIDATES, hundred, 0.010)  # 100 candidates take 10 ms here, 5 ms at the device's peak
+    made._dispatcher = made._new_dispatcher(0)
     return made
 
 
@@ -39,15 +43,22 @@ def waiting(artifact: Artifact) -> ScoreInputs:
     return host.score_inputs(np.ones(1, np.int64), records, context, 0, None)
 
 
-def test_idle_server_admits_what_the_best_rate_can_make(scheduler: Scheduler) -> None:
-    scheduler.admit(100, deadline=1.011, now=1.0)
-    with pytest.raises(DeadlineExpired, match=r"deadline: 9\.0 ms left cannot suffice for 100 candidate"):
-        scheduler.admit(100, deadline=1.009, now=1.0)
+def test_idle_server_admits_what_the_device_could_make(scheduler: Scheduler) -> None:
+    scheduler.admit(100, deadline=1.0051, now=1.0)
+    with pytest.raises(DeadlineExpired, match=r"deadline: 4\.0 ms left cannot suffice for 100 candidate"):
+        scheduler.admit(100, deadline=1.004, now=1.0)
+
+
+def test_small_requests_are_due_before_large_ones_and_nobody_starves(scheduler: Scheduler) -> None:
+    small, large = scheduler.urgency(1.0, 2.0, 0.001), scheduler.urgency(1.0, 2.0, 0.010)
+    assert (small.due, large.due) == (pytest.approx(1.02), pytest.approx(1.2))
+    assert scheduler.urgency(1.0, 1.1, 0.010).due == pytest.approx(1.05), "half of the time budget at the latest"
+    assert scheduler.urgency(1.15, 1.25, 0.010).due == large.due, "what is more hurried passes what has waited as long"
 
 
 def test_waiting_work_refuses_with_the_time_until_it_has_drained(scheduler: Scheduler, waiting: ScoreInputs) -> None:
     async def main() -> None:
-        jobs = [scheduler.score_job(waiting, {}, 100, deadline=1e9) for _ in range(10)]
+        jobs = [scheduler.score_job(waiting, {}, 100, NEVER) for _ in range(10)]
         assert scheduler.drain_s() == pytest.approx(0.1)
         scheduler.admit(100, deadline=1.12, now=1.0)
         with pytest.raises(Overloaded, match="the queue needs about 100 ms, more than the deadline leaves") as refused:
@@ -63,11 +74,11 @@ def test_waiting_work_refuses_with_the_time_until_it_has_drained(scheduler: Sche
 
 def test_background_encodes_refuse_nobody_until_somebody_waits_for_them(scheduler: Scheduler) -> None:
     async def main() -> None:
-        scheduler.rate.observe(ENCODE_USER, 1.0, 0.1)
-        jobs = [scheduler.encode_job({}, 0, 1.0, deadline=1e9, background=True) for _ in range(8)]
+        scheduler.times.observe(ENCODE_USER, scheduler._level_flops[0], 0.1)
+        jobs = [scheduler.encode_job({}, 0, 1.0, NEVER, background=True) for _ in range(8)]
         assert scheduler.drain_s() == 0.0
         scheduler.admit(100, deadline=1.05, now=1.0)
-        scheduler.promote(jobs[3], deadline=1e8)
+        scheduler.promote(jobs[3], NEVER)
         assert scheduler.drain_s() == pytest.approx(0.1)
         with pytest.raises(Overloaded):
             scheduler.admit(100, deadline=1.05, now=1.0)

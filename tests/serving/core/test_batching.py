@@ -5,14 +5,28 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.batching import Batch, Group, Limits, Reason, Work, WorkQueue
+from serving.core.batching import Batch, Budget, Group, Limits, Reason, Work, WorkQueue
+from serving.core.work_time import WorkTime
 
 SCORE, ENCODE = "score_candidates", "encode_user"
 LIMITS = {SCORE: Limits(rows=64, pieces=4), ENCODE: Limits(rows=4, pieces=4)}
 
 
-def score(rows: int, deadline: float = 10.0, cost: float = 1.0) -> Work:
-    return Work(Group(SCORE), rows, cost, 0.0, deadline)
+def times(fixed: float = 1e9, per_flop: float = 1.0) -> WorkTime:
+    """A model that has seen calls of exactly this cost; by default one call less is worth any delay."""
+    model = WorkTime((SCORE, ENCODE))
+    for graph in (SCORE, ENCODE):
+        for flops in (1.0, 1000.0):
+            model.observe(graph, flops, fixed + flops * per_flop)
+    return model
+
+
+def queue_of(budget_flops: float = 1e6, fixed: float = 1e9) -> WorkQueue:
+    return WorkQueue(LIMITS, times(fixed), Budget(fixed + budget_flops, fixed + 30.0))
+
+
+def score(rows: int, due: float = 10.0, cost: float = 1.0, deadline: float = 10.0) -> Work:
+    return Work(Group(SCORE), rows, cost, 0.0, deadline, due)
 
 
 def encode(level: int = 0, deadline: float = 10.0, *, background: bool = False) -> Work:
@@ -36,21 +50,29 @@ works = st.builds(
     flops_per_row=st.floats(0.1, 10),
     flops_fixed=st.floats(0, 5),
     deadline=st.floats(-1, 5),
+    due=st.floats(-1, 9),
     background=st.booleans(),
-    cancelled=st.booleans(),
 )
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(works, max_size=30), st.floats(1, 500), st.integers(0, 30))
-def test_every_row_is_dispatched_exactly_once_or_dropped(pushed: list[Work], budget: float, promoted: int) -> None:
-    queue = WorkQueue(LIMITS, budget)
+@given(
+    st.lists(st.tuples(works, st.booleans()), max_size=30),
+    st.floats(1, 500),
+    st.sampled_from([0.0, 1.0, 50.0, 1e9]),
+    st.integers(0, 30),
+)
+def test_every_row_is_dispatched_exactly_once_or_dropped(
+    drawn: list[tuple[Work, bool]], budget: float, fixed: float, promoted: int
+) -> None:
+    queue = queue_of(budget, fixed)
+    pushed, cancelled = [work for work, _ in drawn], [work for work, gone in drawn if gone]
     for work in pushed:
         if work.group.graph == ENCODE:
             work.rows = 1
         queue.push(work)
-        if work.cancelled:
-            queue.cancel(work)
+    for work in cancelled:
+        queue.cancel(work, 0.0)
     for work in pushed[:promoted]:
         queue.promote(work, 1.0)
     batches, dropped = drained(queue)
@@ -62,9 +84,9 @@ def test_every_row_is_dispatched_exactly_once_or_dropped(pushed: list[Work], bud
             assert piece.work.group == batch.group
             rows[id(piece.work)] += range(piece.start, piece.stop)
     for work in pushed:
-        if work.cancelled or work.deadline <= 0:
+        if work in cancelled or work.deadline <= 0:
             assert rows[id(work)] == []
-            assert (work in dropped) is not work.cancelled
+            assert (work in dropped) is (work not in cancelled)
         else:
             assert rows[id(work)] == list(range(work.rows))
             assert work not in dropped
@@ -72,18 +94,35 @@ def test_every_row_is_dispatched_exactly_once_or_dropped(pushed: list[Work], bud
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.permutations([score(5, deadline=d) for d in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]))
-def test_order_of_arrival_does_not_change_who_goes_first(pushed: list[Work]) -> None:
-    queue = WorkQueue(LIMITS, 10.0)
-    for work in pushed:
-        work.taken = 0
-        queue.push(work)
+@given(st.permutations([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+def test_order_of_arrival_does_not_change_who_goes_first(dues: list[float]) -> None:
+    queue = queue_of(10.0)
+    for due in dues:
+        queue.push(score(5, due))
     batches, _ = drained(queue)
-    assert [p.work.deadline for b in batches for p in b.pieces] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert [p.work.due for b in batches for p in b.pieces] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_requests_merge_only_where_a_call_less_saves_more_than_it_delays() -> None:
+    queue = queue_of(fixed=3.0)  # seconds per call; every row takes one second
+    for due, rows in enumerate((2, 2, 20, 20, 2)):
+        queue.push(score(rows, float(due)))
+    batches, _ = drained(queue)
+    # 2 more seconds for one waiting request save a call (3 s) for four; 20 more seconds save it for three.
+    assert [(b.rows, b.reason) for b in batches] == [(4, Reason.MERGED), (20, Reason.IDLE), (22, Reason.MERGED)]
+
+
+def test_nothing_is_merged_when_told_so() -> None:
+    queue = queue_of()
+    for _ in range(3):
+        queue.push(score(2))
+    batch, _ = queue.form(0.0, merge=False)
+    assert batch is not None
+    assert (batch.rows, batch.reason, len(queue)) == (2, Reason.IDLE, 2)
 
 
 def test_a_batch_stays_within_the_budget() -> None:
-    queue = WorkQueue(LIMITS, 20.0)
+    queue = queue_of(20.0)
     for _ in range(5):
         queue.push(score(9))
     batches, _ = drained(queue)
@@ -92,13 +131,13 @@ def test_a_batch_stays_within_the_budget() -> None:
 
 
 def test_a_huge_request_is_split_into_equal_pieces_that_let_urgent_ones_pass() -> None:
-    queue = WorkQueue(LIMITS, 40.0)
-    huge = score(100, deadline=9.0)
+    queue = queue_of(40.0)
+    huge = score(100, due=9.0)
     queue.push(huge)
     first, _ = queue.form(0.0)
     assert first is not None
     assert (first.reason, first.rows) == (Reason.SPLIT, 34)
-    urgent = score(3, deadline=1.0)
+    urgent = score(3, due=1.0)
     queue.push(urgent)
     second, _ = queue.form(0.0)
     assert second is not None
@@ -108,7 +147,7 @@ def test_a_huge_request_is_split_into_equal_pieces_that_let_urgent_ones_pass() -
 
 
 def test_users_of_different_levels_never_share_a_batch() -> None:
-    queue = WorkQueue(LIMITS, 1000.0)
+    queue = queue_of(1000.0)
     for level in (0, 1, 0, 1, 1):
         queue.push(encode(level))
     batches, _ = drained(queue)
@@ -116,25 +155,25 @@ def test_users_of_different_levels_never_share_a_batch() -> None:
 
 
 def test_background_work_waits_for_everything_else() -> None:
-    queue = WorkQueue(LIMITS, 1000.0)
+    queue = queue_of(1000.0)
     queue.push(encode(background=True, deadline=0.5))
     queue.push(score(3, deadline=9.0))
     batches, _ = drained(queue)
     assert [b.reason for b in batches] == [Reason.IDLE, Reason.BACKGROUND]
 
 
-def test_background_work_runs_one_at_a_time_and_only_when_allowed() -> None:
-    queue = WorkQueue(LIMITS, 1000.0)
-    for _ in range(3):
+def test_background_work_runs_within_its_own_budget_and_only_when_allowed() -> None:
+    queue = queue_of(1000.0)
+    for _ in range(4):
         queue.push(encode(background=True))
     assert (len(queue), queue.foreground_flops[ENCODE]) == (0, 0.0), "nobody waits for it"
     assert queue.form(0.0, background=False) == (None, [])
     batches, _ = drained(queue)
-    assert [(b.rows, b.reason) for b in batches] == [(1, Reason.BACKGROUND)] * 3
+    assert [(b.rows, b.reason) for b in batches] == [(3, Reason.BACKGROUND), (1, Reason.BACKGROUND)]
 
 
 def test_promoted_background_work_runs_at_once_and_only_once() -> None:
-    queue = WorkQueue(LIMITS, 1000.0)
+    queue = queue_of(1000.0)
     work = encode(background=True)
     queue.push(work)
     queue.push(score(3, deadline=9.0))
@@ -145,13 +184,34 @@ def test_promoted_background_work_runs_at_once_and_only_once() -> None:
 
 
 def test_cancelled_and_expired_work_costs_nothing() -> None:
-    queue = WorkQueue(LIMITS, 1000.0)
-    late, gone, good = score(3, deadline=1.0), score(3, deadline=9.0), score(3, deadline=9.5)
+    queue = queue_of(1000.0)
+    late, gone, good = score(3, deadline=1.0), score(3), score(3)
     for work in (late, gone, good):
         queue.push(work)
-    queue.cancel(gone)
+    queue.cancel(gone, 0.0)
     assert (len(queue), queue.foreground_flops[SCORE]) == (2, 6.0), "cancelled work is not counted while it surfaces"
     batch, dropped = queue.form(now=2.0)
     assert batch is not None
     assert [p.work for p in batch.pieces] == [good]
     assert dropped == [late]
+
+
+def test_work_that_no_engine_could_finish_in_time_is_dropped() -> None:
+    queue = WorkQueue(LIMITS, WorkTime((SCORE, ENCODE), peak_flops=10.0), Budget())
+    hopeless, tight = score(30, deadline=2.9), score(30, deadline=3.1)
+    queue.push(hopeless)
+    queue.push(tight)
+    batch, dropped = queue.form(now=0.0)
+    assert batch is not None
+    assert ([p.work for p in batch.pieces], dropped) == ([tight], [hopeless])
+
+
+def test_those_who_join_keep_work_alive_for_the_last_of_them() -> None:
+    queue = queue_of()
+    work = encode(deadline=1.0)
+    queue.push(work)
+    queue.promote(work, 5.0, 0.5)
+    assert (work.deadline, work.due) == (5.0, 0.5)
+    batch, dropped = queue.form(now=2.0)
+    assert batch is not None
+    assert dropped == []

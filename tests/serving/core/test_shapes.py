@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from model.config import parse_yaml
 from model.schema import Schema
 from serving.core.options import CoreOptions
-from serving.core.service_rate import ServiceRate
 from serving.core.shapes import ShapeBuckets, powers_of_two, quarter_octaves, round_up
 from tests.serving.random_artifact import SCHEMA
 
@@ -38,14 +37,3 @@ def test_one_level_for_all_event_types() -> None:
     assert shapes.level({"click": 0, "impression": 33}) == len(shapes.levels) - 1
     with pytest.raises(ValueError, match="history lengths: expected at most"):
         shapes.level({"click": 33, "impression": 0})
-
-
-def test_rate_is_smoothed_and_its_best_bounds_what_is_possible() -> None:
-    rate = ServiceRate()
-    assert rate.predicted_s("g", 1e9) == 0.0
-    assert rate.flops_in("g", 1.0) == float("inf")
-    rate.observe("g", 1e9, 1.0)
-    rate.observe("g", 1e9, 2.0)
-    assert 1.0 < rate.predicted_s("g", 1e9) < 1.2
-    assert rate.least_s("g", 1e9) == 1.0
-    assert rate.flops_in("g", 2.0) == pytest.approx(2e9)

@@ -7,6 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from serving.core.scheduler import Urgency
 from serving.core.user_states import ENTRY_OVERHEAD_BYTES, Flight, Flights, StateKey, UserState, UserStateCache, state_key
 
 USER = np.zeros(1, dtype=[("age", "<f4")])
@@ -73,12 +74,12 @@ class Encoder:
         assert self.future is not None
         self.future.cancel()
 
-    def _promote(self, _: float) -> None:
+    def _promote(self, _: Urgency) -> None:
         self.promoted += 1
 
 
 async def _joined(flights: Flights, encoder: Encoder, count: int) -> list[asyncio.Task[UserState]]:
-    tasks = [asyncio.create_task(flights.join(StateKey("u", 0), 1.0, encoder.launch)) for _ in range(count)]
+    tasks = [asyncio.create_task(flights.join(StateKey("u", 0), Urgency(1.0, 1.0), encoder.launch)) for _ in range(count)]
     await asyncio.sleep(0)
     return tasks
 
