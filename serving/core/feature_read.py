@@ -31,7 +31,10 @@ REREAD_PAUSE_S = 0.005
 
 @dataclass(frozen=True)
 class UserView:
-    """One user as of now: features [1], selected histories per event type, and what could not be read (`fault`)."""
+    """One user as of now: features [1], selected histories per event type, and what could not be read (`fault`).
+
+    `is_partial`: somebody has cut the histories since.
+    """
 
     user: Records
     has_features: bool
@@ -39,6 +42,7 @@ class UserView:
     newest_ms: int | None
     history_version: int
     fault: str = ""
+    is_partial: bool = False
 
     @property
     def lengths(self) -> dict[str, int]:

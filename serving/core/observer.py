@@ -34,6 +34,9 @@ class Observer(Protocol):
     def wasted(self, graph: str, seconds: float) -> None:
         """Engine time that began after its caller had gone, or after the deadline: part of the busy time."""
 
+    def insane_scores(self) -> None:
+        """The model returned something that is no probability; the reply fell to the prior."""
+
     def queue_depth(self, depth: int) -> None:
         """Encodes and scores now waiting for an engine slot; background work is not counted."""
 

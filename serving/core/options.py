@@ -29,6 +29,9 @@ class CoreOptions(StrictModel):
     `store_timeout_s`: and its upper bound. `store_retry_s`: pause after `store_failures` failed reads in a row and
     `store_timeout_s` without an answer, during which requests are answered without the store at once; one read probes after it.
     `read_your_writes_s`: how long a Rank may wait for the event version that it asked for.
+    `degrade`: under overload answer everybody in time on cheaper rungs; off: refuse what would be late.
+    `degrade_from`, `degrade_to`: share of a request's time budget that the queue needs when degrading begins, and
+    when it is complete.
     `encode_on_write`: keep states warm by encoding after `RecordEvents`, when nothing else waits.
     """
 
@@ -50,4 +53,7 @@ class CoreOptions(StrictModel):
     store_failures: Annotated[int, Field(ge=1)] = 3
     store_retry_s: Annotated[float, Field(gt=0)] = 0.5
     read_your_writes_s: Annotated[float, Field(ge=0)] = 0.05
+    degrade: bool = True
+    degrade_from: Share = 0.1
+    degrade_to: Share = 0.7
     encode_on_write: bool = True

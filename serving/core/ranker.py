@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 from model.artifact import Artifact
 from model.flops import FlopModel
 from model.hashing import string_key
+from model.history import newest_event_ms
+from serving.core.degradation import Costs, Ladder, Way, describe
 from serving.core.errors import DeadlineExpired, Overloaded, ServingError, Unready
 from serving.core.feature_read import FeatureReader, UserView, overridden
+from serving.core.frontier import Frontier, default_frontier
 from serving.core.host_features import HostFeatures, Rows
 from serving.core.observer import Observer
 from serving.core.options import CoreOptions
 from serving.core.ordering import Ordering, PopularityPrior, are_sane
-from serving.core.scheduler import Scheduler, Urgency
+from serving.core.scheduler import Reservation, Scheduler, Urgency, overloaded
 from serving.core.types import RankRequest, RankResult, RecordedEvents, Rung, StageTimes, UserEvent
 from serving.core.user_states import Flight, Flights, StateKey, UserState, UserStateCache, state_key
 from serving.core.write_encoder import WriteEncoder
@@ -55,13 +58,20 @@ class _Served:
     reason: str
     unknown_items: int
     times: StageTimes
+    scored: NDArray[np.int64] | None = None  # positions that the model has scored; None: all
 
 
 class Ranker:
     """Ranks with one artifact on one engine and one store."""
 
     def __init__(
-        self, artifact: Artifact, engine: Engine, store: FeatureStore, options: CoreOptions, observer: Observer
+        self,
+        artifact: Artifact,
+        engine: Engine,
+        store: FeatureStore,
+        options: CoreOptions,
+        observer: Observer,
+        frontier: Frontier | None = None,
     ) -> None:
         self.artifact, self.options = artifact, options
         self._store, self._observer = store, observer
@@ -72,6 +82,7 @@ class Ranker:
         self._states = UserStateCache(options.user_state_cache_mb * 1e6)
         self._flights = Flights(self._states)
         self._ordering, self._prior = Ordering(artifact.schema), PopularityPrior(artifact)
+        self._ladder = Ladder(frontier or default_frontier(), options.degrade_from, options.degrade_to)
         self._writes = WriteEncoder(self._encode_written)
         self._in_flight = 0
         self._accepting = False
@@ -124,13 +135,27 @@ class Ranker:
                     self._writes.request(user_id)
         return recorded
 
+    def refusal(self, deadline: float) -> Overloaded | None:
+        """Why a request that must be answered by `deadline` would be refused at once, before anything is known of it."""
+        if self._in_flight >= self.options.max_queue:
+            wait = max(self._scheduler.drain_s(), 1e-3)
+            return Overloaded(f"queue: {self._in_flight} requests wait, the limit is {self.options.max_queue}", wait)
+        if not self.options.degrade:
+            wait = self._scheduler.drain_s()
+            if time.monotonic() + wait > deadline:
+                return overloaded(wait)
+        return None
+
     def _admit(self, request: RankRequest) -> None:
         if not self._accepting:
             raise Unready("the server is starting or stopping")
-        if self._in_flight >= self.options.max_queue:
-            wait = max(self._scheduler.drain_s(), 1e-3)
-            raise Overloaded(f"queue: {self._in_flight} requests wait, the limit is {self.options.max_queue}", wait)
-        self._scheduler.admit(len(request.candidates), request.deadline, time.monotonic())
+        if (refusal := self.refusal(request.deadline)) is not None:
+            raise refusal
+        now, candidates = time.monotonic(), len(request.candidates)
+        if not self.options.degrade:
+            self._scheduler.admit(candidates, request.deadline, now)
+        elif now >= request.deadline:
+            raise DeadlineExpired(f"deadline: 0.0 ms left cannot suffice for {candidates} candidate(s)")
 
     async def _rank(self, request: RankRequest) -> RankResult:
         started = time.monotonic()
@@ -139,8 +164,9 @@ class Ranker:
         )
         store_s = time.monotonic() - started
         items = overridden(items, request.candidates.overrides)
-        served = await self._serve(request, view, items, store_s)
-        order, values = self._ordering.order(served.probabilities, request.candidates.columns, request.top_k)
+        with self._scheduler.reserved(self._scheduler.score_s(len(request.candidates))) as reservation:
+            served = await self._serve(request, view, items, store_s, reservation)
+        order, values = self._order(request, served)
         newest = served.state.newest_ms if served.state else None
         return RankResult(
             model=self.artifact.manifest.model,
@@ -158,19 +184,43 @@ class Ranker:
             times=served.times,
         )
 
-    async def _serve(self, request: RankRequest, view: UserView, items: NDArray[np.void], store_s: float) -> _Served:
+    def _order(self, request: RankRequest, served: _Served) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Positions best first; candidates that the model has not scored come after those it has."""
+        columns, top_k = request.candidates.columns, request.top_k
+        if served.scored is None:
+            return self._ordering.order(served.probabilities, columns, top_k)
+        everything, values = self._ordering.order(served.probabilities, columns, 0)
+        is_scored = np.zeros(len(values), bool)
+        is_scored[served.scored] = True
+        order = everything[np.argsort(~is_scored[everything], kind="stable")]
+        return (order[:top_k] if top_k else order), values
+
+    async def _serve(
+        self, request: RankRequest, view: UserView, items: NDArray[np.void], store_s: float, reservation: Reservation
+    ) -> _Served:
         """Probabilities from the best rung that works."""
         candidates = request.candidates
-        inputs = None
-        urgency = self._scheduler.urgency(request.started, request.deadline, self._scheduler.score_s(len(candidates)))
         times = StageTimes(store_s=store_s)
+        unknown = 0
         try:
+            user = overridden(view.user, request.user_overrides)
+            key = state_key(request.user_id, request.user_key, user, view.histories)
+            way = self._choose(request, view, key, reservation)
+            if way.rung is Rung.PRIOR:
+                return self._from_prior(request, describe(way, len(candidates)), unknown, times)
+            urgency = self._scheduler.urgency(request.started, request.deadline, way.seconds)
             asked = time.monotonic()
-            state, cached, rung, reason = await self._state(request, view, urgency)
+            state, cached, rung, reason = await self._state(request, view, user, key, way, urgency)
             # An encode that others had asked for may have waited longer than this request did.
             encode_queue_s = 0.0 if cached else min(state.queue_s, time.monotonic() - asked)
-            inputs = self._host.score_inputs(candidates.keys, items, request.context, request.received_ms, state.newest_ms)
-            job = self._scheduler.score_job(inputs, dict(state.tensors), len(candidates), urgency)
+            scored = self._prior_best(request, way.keep) if way.keep else None
+            keys = candidates.keys if scored is None else candidates.keys[scored]
+            inputs = self._host.score_inputs(
+                keys, items if scored is None else items[scored], request.context, request.received_ms, state.newest_ms
+            )
+            unknown = inputs.unknown_items
+            reservation.release()
+            job = self._scheduler.score_job(inputs, dict(state.tensors), len(keys), urgency)
             try:
                 probabilities = await job.result
             except asyncio.CancelledError:
@@ -178,36 +228,95 @@ class Ranker:
                 raise
             times = StageTimes(store_s, encode_queue_s + job.queue_s, 0.0 if cached else state.encode_s, job.run_s)
             if are_sane(probabilities):
-                return _Served(probabilities, state, cached, rung, reason, inputs.unknown_items, times)
+                if scored is not None:
+                    rest = self._prior.probabilities(candidates.keys)
+                    rest[scored] = probabilities
+                    probabilities = rest
+                return _Served(probabilities, state, cached, rung, reason, unknown, times, scored)
+            self._observer.insane_scores()
             fault = "the model's scores were not finite"
         except ServingError:
             raise
         except Exception as error:
             _log.exception("ranking fell to the popularity prior")
             fault = f"the engine failed: {type(error).__name__}"
-        unknown = inputs.unknown_items if inputs is not None else 0
-        return _Served(self._prior.probabilities(candidates.keys), None, False, Rung.PRIOR, fault, unknown, times)
+        return self._from_prior(request, fault, unknown, times)
 
-    async def _state(self, request: RankRequest, view: UserView, urgency: Urgency) -> tuple[UserState, bool, Rung, str]:
-        """The user's state, whether it was cached, and the rung it allows."""
-        rung, reason = Rung.FULL, ""
-        if view.fault:
+    def _from_prior(self, request: RankRequest, reason: str, unknown: int, times: StageTimes) -> _Served:
+        probabilities = self._prior.probabilities(request.candidates.keys)
+        return _Served(probabilities, None, False, Rung.PRIOR, reason, unknown, times)
+
+    def _prior_best(self, request: RankRequest, keep: int) -> NDArray[np.int64]:
+        """Positions of the `keep` candidates that the popularity prior values most, ascending."""
+        prior = self._prior.probabilities(request.candidates.keys)
+        best, _ = self._ordering.order(prior, request.candidates.columns, keep)
+        return np.sort(best)
+
+    def _choose(self, request: RankRequest, view: UserView, key: StateKey, reservation: Reservation) -> Way:
+        """How to answer, given what the engine has to do; raises `Overloaded` where degrading is off."""
+        scheduler, candidates = self._scheduler, len(request.candidates)
+        costs = Costs(
+            encode=self._encode_costs(view, key),
+            per_candidate=scheduler.score_s(1) - scheduler.score_s(0),
+            fixed=scheduler.score_s(0),
+            candidates=candidates,
+            events_behind=self._events_behind(request, view),
+        )
+        now = time.monotonic()
+        wait_s, budget_s = scheduler.drain_s(reservation), request.deadline - now
+        if self.options.degrade:
+            return self._ladder.choose(costs, wait_s, budget_s)
+        full = costs.encode.get(1.0, 0.0) + scheduler.score_s(candidates)
+        if wait_s > 0 and wait_s + full > budget_s:
+            raise overloaded(wait_s)
+        return Way(full)
+
+    def _encode_costs(self, view: UserView, key: StateKey) -> dict[float, float]:
+        """Engine seconds of the encode by history share; empty when the state is at hand."""
+        if self._states.get(key) is not None:
+            return {}
+        scheduler, shapes = self._scheduler, self._scheduler.shapes
+        level = shapes.level(view.lengths)
+        full = 0.0 if key in self._flights else scheduler.encode_s(level)
+        return {1.0: full} | {shapes.shares[shorter]: scheduler.encode_s(shorter) for shorter in range(level)}
+
+    def _events_behind(self, request: RankRequest, view: UserView) -> int | None:
+        """How many events the cached state of the user lacks; None when there is none, or when it is asked to be newer."""
+        stale = self._states.newest_of(request.user_id)
+        if stale is None or view.fault or stale.history_version < request.min_event_version:
+            return None
+        return max(0, view.history_version - stale.history_version)
+
+    async def _state(
+        self, request: RankRequest, view: UserView, user: NDArray[np.void], key: StateKey, way: Way, urgency: Urgency
+    ) -> tuple[UserState, bool, Rung, str]:
+        """The user's state, whether it was cached, and the rung and reason of the reply."""
+        rung, reason = way.rung, "" if way.rung is Rung.FULL else describe(way, len(request.candidates))
+        if view.fault or way.stale:
             stale = self._states.newest_of(request.user_id)
-            if stale is not None and not stale.is_degraded:
+            if stale is not None:
                 self._observer.user_state(True)
-                return stale, True, Rung.STALE_STATE, view.fault
+                return stale, True, max(rung, Rung.STALE_STATE), view.fault or reason
             rung, reason = Rung.SHORT_HISTORY, view.fault
         elif view.history_version < request.min_event_version:
-            rung = Rung.STALE_STATE
+            rung = max(rung, Rung.STALE_STATE)
             reason = f"history version {request.min_event_version} is not visible yet; found {view.history_version}"
-        user = overridden(view.user, request.user_overrides)
-        key = state_key(request.user_id, request.user_key, user, view.histories)
+        if way.history_share < 1:
+            view = self._shortened(view, way.history_share)
+            key = state_key(request.user_id, request.user_key, user, view.histories)
         state = self._states.get(key)
         self._observer.user_state(state is not None)
         if state is not None:
             return state, True, rung, reason
         state = await self._join(key, urgency, lambda: self._launch(view, user, request.user_key, urgency))
         return state, False, rung, reason
+
+    def _shortened(self, view: UserView, share: float) -> UserView:
+        """The newest events of every history, as many as the padding level of `share` holds."""
+        shapes = self._scheduler.shapes
+        steps = shapes.levels[shapes.shares.index(share)]
+        histories = {event: history[-steps[event] :] for event, history in view.histories.items()}
+        return replace(view, histories=histories, newest_ms=newest_event_ms(list(histories.values())), is_partial=True)
 
     async def _join(self, key: StateKey, urgency: Urgency, launch: Callable[[], Flight]) -> UserState:
         """Share the encode of `key`; a flight that expired for a more hurried request is flown again."""
@@ -243,7 +352,16 @@ class Ranker:
             else:
                 tensors, length = result.result(), view.history_length
                 times = (job.queue_s, job.run_s)
-                landed.set_result(UserState(tensors, view.newest_ms, length, *times, is_degraded=bool(view.fault)))
+                landed.set_result(
+                    UserState(
+                        tensors,
+                        view.newest_ms,
+                        length,
+                        *times,
+                        view.history_version,
+                        is_degraded=bool(view.fault) or view.is_partial,
+                    )
+                )
 
         job.result.add_done_callback(land)
         return Flight(landed, lambda: self._scheduler.cancel(job), lambda sooner: self._scheduler.promote(job, sooner))

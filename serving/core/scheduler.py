@@ -11,7 +11,9 @@ Cost per batch: one hop to the slot's thread and one back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +44,19 @@ class Urgency:
 
     deadline: float
     due: float
+
+
+@dataclass
+class Reservation:
+    """Engine seconds that a request will ask for."""
+
+    seconds: float
+    _give_back: Callable[[float], None]
+
+    def release(self) -> None:
+        """The work has been submitted, or will never be."""
+        self._give_back(self.seconds)
+        self.seconds = 0.0
 
 
 @dataclass(eq=False)
@@ -114,6 +129,7 @@ class Scheduler:
         self._dispatcher = self._new_dispatcher(0)
         self._slots: list[EngineSlot[Order, Outcome]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._reserved_s = 0.0
 
     async def start(self) -> None:
         """Open and warm every slot; raises what the engine raised."""
@@ -192,27 +208,35 @@ class Scheduler:
         job.result.cancel()
         self._observer.queue_depth(len(self._dispatcher.queue))
 
-    def drain_s(self) -> float:
-        """Predicted seconds until everything submitted so far has run, but background work, which yields."""
-        return self._dispatcher.drain_s(time.monotonic())
+    def drain_s(self, own: Reservation | None = None) -> float:
+        """Predicted seconds until everything submitted and reserved so far (but `own`) has run; background work yields."""
+        reserved = self._reserved_s - (own.seconds if own is not None else 0.0)
+        return self._dispatcher.drain_s(time.monotonic()) + max(0.0, reserved) / max(1, len(self._slots))
 
-    def admit(self, candidates: int, deadline: float, now: float, *, least_work_s: float | None = None) -> None:
-        """Refuse what cannot be answered in time; raises `DeadlineExpired` or `Overloaded`.
+    @contextlib.contextmanager
+    def reserved(self, seconds: float) -> Iterator[Reservation]:
+        """Count work that a request will submit later (it reads or encodes first), until it is released."""
+        self._reserved_s += seconds
 
-        `least_work_s`: engine seconds of the cheapest acceptable answer (default: scoring every candidate).
-        """
-        if least_work_s is None:
-            flops = self._flops.per_request + candidates * self._flops.per_candidate
-            soonest, likely = self.times.least_s(SCORE_CANDIDATES, flops), self.score_s(candidates)
-        else:
-            soonest = likely = least_work_s
-        if now + soonest >= deadline:
+        def release(held: float) -> None:
+            self._reserved_s -= held
+
+        reservation = Reservation(seconds, release)
+        try:
+            yield reservation
+        finally:
+            reservation.release()
+
+    def admit(self, candidates: int, deadline: float, now: float) -> None:
+        """Refuse what cannot be answered in time; raises `DeadlineExpired` or `Overloaded`."""
+        flops = self._flops.per_request + candidates * self._flops.per_candidate
+        if now + self.times.least_s(SCORE_CANDIDATES, flops) >= deadline:
             raise DeadlineExpired(
                 f"deadline: {max(deadline - now, 0) * 1e3:.1f} ms left cannot suffice for {candidates} candidate(s)"
             )
         wait = self.drain_s()
-        if wait > 0 and now + wait + likely > deadline:
-            raise Overloaded(f"the queue needs about {wait * 1e3:.0f} ms, more than the deadline leaves", wait)
+        if wait > 0 and now + wait + self.score_s(candidates) > deadline:
+            raise overloaded(wait)
 
     def _new_dispatcher(self, slots: int) -> Dispatcher:
         options = self._options
@@ -340,6 +364,11 @@ class Scheduler:
         started = time.perf_counter()
         session.run(graph, inputs)
         self.times.observe(graph, flops, time.perf_counter() - started)
+
+
+def overloaded(wait_s: float) -> Overloaded:
+    """The refusal of what the queue delays past its deadline."""
+    return Overloaded(f"the queue needs about {wait_s * 1e3:.0f} ms, more than the deadline leaves", wait_s)
 
 
 def _deliver(outcome: Outcome) -> None:

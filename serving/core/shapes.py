@@ -24,7 +24,9 @@ class ShapeBuckets:
     """Buckets of one model under the given options."""
 
     def __init__(self, schema: Schema, options: CoreOptions) -> None:
-        self.levels: tuple[Mapping[str, int], ...] = _levels(schema)
+        by_share = _levels(schema)
+        self.shares: tuple[float, ...] = tuple(by_share)
+        self.levels: tuple[Mapping[str, int], ...] = tuple(by_share.values())
         self.users = powers_of_two(options.max_batch_users)
         self.requests = powers_of_two(options.max_batch_requests)
         self.candidates = quarter_octaves(options.max_batch_candidates)
@@ -62,10 +64,11 @@ def quarter_octaves(largest: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def _levels(schema: Schema) -> tuple[Mapping[str, int], ...]:
-    levels: list[Mapping[str, int]] = []
+def _levels(schema: Schema) -> dict[float, Mapping[str, int]]:
+    """Padded lengths per event type by share of the caps; shares that make no difference are left out."""
+    levels: dict[float, Mapping[str, int]] = {}
     for share in LEVEL_SHARES:
         level = {e.name: min(e.cap, max(MIN_STEPS, ceil(e.cap * share))) for e in schema.events}
-        if level not in levels:
-            levels.append(level)
-    return tuple(levels)
+        if level not in levels.values():
+            levels[share] = level
+    return levels

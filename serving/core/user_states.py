@@ -40,7 +40,8 @@ class StateKey(NamedTuple):
 class UserState:
     """The state tensors [1, n_r, d_c] by name, and what the reply says of the history they were made from.
 
-    `queue_s`, `encode_s`: what making it took. `is_degraded`: made without the store, so it says nothing about the user.
+    `queue_s`, `encode_s`: what making it took. `history_version`: of the histories it was made from.
+    `is_degraded`: made without the store or from a part of the histories, so nothing may fall back on it.
     """
 
     tensors: Mapping[str, NDArray[Any]]
@@ -48,6 +49,7 @@ class UserState:
     history_length: int
     queue_s: float = 0.0
     encode_s: float = 0.0
+    history_version: int = 0
     is_degraded: bool = False
 
 
@@ -81,9 +83,11 @@ class UserStateCache:
         return state
 
     def newest_of(self, user_id: str) -> UserState | None:
-        """The state most recently put for this user, if it is still cached."""
-        keys = self._of_user.get(user_id)
-        return self.get(keys[-1]) if keys else None
+        """The whole state most recently put for this user, if it is still cached."""
+        for key in reversed(self._of_user.get(user_id, [])):
+            if not self._states[key].is_degraded:
+                return self.get(key)
+        return None
 
     def put(self, key: StateKey, state: UserState) -> None:
         """Add a state, and drop the user's older ones but `STATES_PER_USER`, then whatever was used longest ago."""

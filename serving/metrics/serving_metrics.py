@@ -56,6 +56,9 @@ class ServingMetrics:
         )
         self._rungs = Counter("kunlun_rank_rungs", "Answered Ranks by degradation.", ("rung",), registry=registry)
         self._refused = Counter("kunlun_rank_refused", "Ranks refused by the core.", ("reason",), registry=registry)
+        self._insane = Counter(
+            "kunlun_rank_insane_scores", "Ranks whose scores were no probabilities, answered by the prior.", registry=registry
+        )
         self._candidates = Counter("kunlun_rank_returned_items", "Items returned by Rank.", registry=registry)
         self._unknown_items = Counter(
             "kunlun_rank_unknown_items", "Candidates scored with the out-of-vocabulary row.", registry=registry
@@ -171,6 +174,10 @@ class ServingMetrics:
         self._executed.labels(graph).inc(executed_flops)
         self._busy.labels(graph).inc(seconds)
         self.window.add(useful_flops, executed_flops, seconds)
+
+    def insane_scores(self) -> None:
+        """One Rank whose scores were no probabilities."""
+        self._insane.inc()
 
     def wasted(self, graph: str, seconds: float) -> None:
         """Engine time nobody could use."""

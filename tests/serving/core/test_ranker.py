@@ -442,8 +442,9 @@ def test_cancelled_ranks_are_neither_scored_nor_waited_for(play: Any) -> None:
         scored = recorder.rows(SCORE_CANDIDATES)
         engine.gate.clear()
         tasks = [asyncio.create_task(ranker.rank(request(world.schema, "mo", ALL))) for _ in range(40)]
-        while recorder.depth < 40 - 1 - OPTIONS.max_batch_requests:  # one batch of one runs, a full one was handed ahead
-            await asyncio.sleep(0)
+        [slot] = ranker._scheduler._dispatcher._slots
+        while len(slot.held) < 2 or recorder.depth < 40 - sum(len(held.batch.pieces) for held in slot.held):
+            await asyncio.sleep(0)  # until one batch runs, one was handed ahead, and all others wait
         wait_s = ranker._scheduler.drain_s()
         for task in tasks[:-1]:
             task.cancel()
