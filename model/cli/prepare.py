@@ -26,6 +26,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory of the canonical log")
     parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic generator")
     parser.add_argument("--requests", type=int, help="number of synthetic requests")
+    parser.add_argument("--items", type=int, help="number of synthetic items")
+    parser.add_argument("--history-cap", type=int, help="longest synthetic history a model sees (default: 32 clicks)")
     add_json_flag(parser)
 
 
@@ -46,8 +48,9 @@ def _metarank(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.input is None:
         raise UsageError("--input: expected a log file for --source metarank, found none")
-    if arguments.requests is not None:
-        raise UsageError("--requests: only for --source synthetic")
+    for flag in ("requests", "items", "history_cap"):
+        if getattr(arguments, flag) is not None:
+            raise UsageError(f"--{flag.replace('_', '-')}: only for --source synthetic")
     schema = load_schema(arguments.schema or DEFAULT_SCHEMA["metarank"])
     with progress_bar(arguments.json) as bar:
         task = bar.add_task(f"reading {arguments.input.name}", total=None, note="bytes")
@@ -57,21 +60,23 @@ def _metarank(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _synthetic(arguments: argparse.Namespace) -> dict[str, Any]:
-    from model.data.synthetic import generate
+    from model.data.synthetic import generate, synthetic_schema
     from model.data.synthetic_world import SyntheticConfig
 
     if arguments.input is not None or arguments.schema is not None:
         raise UsageError("--input and --schema: only for --source metarank; the generator has its own schema")
     if arguments.seed < 0:
         raise UsageError(f"--seed: expected at least 0, found {arguments.seed}")
-    if arguments.requests is not None and arguments.requests < 1:
-        raise UsageError(f"--requests: expected at least 1, found {arguments.requests}")
-    config = SyntheticConfig(seed=arguments.seed)
-    if arguments.requests is not None:
-        config = SyntheticConfig(seed=arguments.seed, requests=arguments.requests)
+    for flag, least in (("requests", 1), ("items", SyntheticConfig.max_shown), ("history_cap", 2)):
+        found = getattr(arguments, flag)
+        if found is not None and found < least:
+            raise UsageError(f"--{flag.replace('_', '-')}: expected at least {least}, found {found}")
+    sizes = {name: getattr(arguments, name) for name in ("requests", "items") if getattr(arguments, name) is not None}
+    config = SyntheticConfig(seed=arguments.seed, **sizes)
     with progress_bar(arguments.json) as bar:
         task = bar.add_task("simulating requests", total=config.requests, note="")
-        return generate(config, arguments.output, lambda done: bar.update(task, completed=done))
+        schema = synthetic_schema(arguments.history_cap)
+        return generate(config, arguments.output, lambda done: bar.update(task, completed=done), schema)
 
 
 def _text(info: dict[str, Any], output: Path, seconds: float) -> str:

@@ -61,16 +61,24 @@ class _Histories:
         return select_history(window, cap)
 
 
-def synthetic_schema() -> Schema:
-    """The schema of the synthetic world."""
-    return load_schema(PRESETS / "synthetic.schema.yaml")
+def synthetic_schema(history_cap: int | None = None) -> Schema:
+    """The schema of the synthetic world; with `history_cap` clicks, and half as many carts, in place of its own caps."""
+    schema = load_schema(PRESETS / "synthetic.schema.yaml")
+    if history_cap is None:
+        return schema
+    caps = {CLICK: history_cap, CART: max(1, history_cap // 2)}
+    events = [e.model_dump() | {"cap": caps[e.name], "capacity": 2 * caps[e.name]} for e in schema.events]
+    return Schema.model_validate(schema.model_dump() | {"events": events})
 
 
 def generate(
-    config: SyntheticConfig, directory: str | Path, progress: Callable[[int], None] = lambda done: None
+    config: SyntheticConfig,
+    directory: str | Path,
+    progress: Callable[[int], None] = lambda done: None,
+    schema: Schema | None = None,
 ) -> dict[str, Any]:
     """Simulate and write a canonical log; returns what ``dataset.json`` says, the Bayes figures included."""
-    schema = synthetic_schema()
+    schema = schema or synthetic_schema()
     rng = np.random.default_rng(config.seed)
     world = World.draw(config, rng)
     users, times = _arrivals(config, world, rng)
