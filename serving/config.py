@@ -40,7 +40,8 @@ class ServerConfig(StrictModel):
     What is served: `repository` of artifacts, `model` (empty: the only one), `version` (empty: the
     newest by name, numbers in it compared as numbers), `engine`, `engine_cache` (default: `.engines` in
     the repository), `precision` (`auto`: bf16 where the CPU has it), `slots` (0: as many as fill the
-    CPUs), `threads_per_slot` (0: one).
+    CPUs), `threads_per_slot` (0: one), `host_cpus` that everything but the engine slots is pinned to (empty: none;
+    `core.slot_cpus` pins the slots).
 
     Where: `host` and `port` (0: any free port, printed), `metrics_port` (0: any; null: off), `tls`.
 
@@ -65,6 +66,7 @@ class ServerConfig(StrictModel):
     precision: Literal["auto", "f32", "bf16"] = "auto"
     slots: Annotated[int, Field(ge=0, le=1024)] = 0
     threads_per_slot: Annotated[int, Field(ge=0, le=1024)] = 0
+    host_cpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
     host: str = "127.0.0.1"
     port: Port = 50_051

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc.aio
@@ -23,6 +24,7 @@ from kunlun.v1 import events_pb2_grpc, feedback_pb2_grpc, ranker_pb2_grpc
 from model.artifact import Artifact, open_artifact
 from model.config import ConfigError
 from serving.config import ServerConfig, artifact_path, random_receipt_keys, receipt_keys
+from serving.core.frontier import load_frontier
 from serving.core.ranker import Ranker
 from serving.engines.base import Engine
 from serving.engines.cache import default_cache
@@ -104,6 +106,9 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         schema, manifest = artifact.schema, artifact.manifest
         engine = _open_engine(config, artifact)
         stack.callback(engine.close)
+        frontier = load_frontier(engine.entry, artifact.digest)
+        if config.host_cpus:
+            _pin(config.host_cpus)
         store = await open_store(config.store, schema, data_dir=config.data_dir)
         stack.push_async_callback(store.close)
 
@@ -112,7 +117,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         metrics.serves(
             manifest.model, manifest.version, engine.name, engine.precision, engine.device_peak_flops, config.slot_count
         )
-        ranker = Ranker(artifact, engine, store, config.core_options, metrics)
+        ranker = Ranker(artifact, engine, store, config.core_options, metrics, frontier)
         stack.push_async_callback(ranker.close)
         signer = ReceiptSigner(*keys, max_age_s=config.attribution_window_s)
         await stack.enter_async_context(_online_ne(config, artifact, store, metrics))
@@ -157,6 +162,16 @@ async def _stop_accepting(server: grpc.aio.Server, health: Health, config: Serve
     await health.stopping()
     await asyncio.sleep(config.shutdown_delay_s)
     await server.stop(config.shutdown_grace_s)
+
+
+def _pin(cpus: Sequence[int]) -> None:
+    """Every thread that exists now, and those they will start, on these CPUs; engine slots move to theirs later.
+
+    After the engine library has been loaded: it takes the CPUs it finds then for all there are.
+    """
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread), cpus)
 
 
 def _open_engine(config: ServerConfig, artifact: Artifact) -> Engine:

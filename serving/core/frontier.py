@@ -57,8 +57,14 @@ def save_frontier(frontier: Frontier, path: Path) -> None:
     aside.replace(path)
 
 
-def load_frontier(path: Path, artifact_digest: str, engine_key: str) -> Frontier | None:
-    """The frontier measured for exactly this artifact and engine; None when there is no file. Raises `ArtifactError`."""
+def engine_key(entry: Path) -> str:
+    """The key of an engine's identity, which ends the name of its cache entry."""
+    return entry.name.rpartition("-")[2]
+
+
+def load_frontier(entry: Path, artifact_digest: str) -> Frontier | None:
+    """The frontier of exactly this artifact and this engine cache entry; None when none was measured. Raises `ArtifactError`."""
+    path = frontier_path(entry)
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -67,7 +73,7 @@ def load_frontier(path: Path, artifact_digest: str, engine_key: str) -> Frontier
         frontier = Frontier.model_validate_json(text)
     except ValidationError as error:
         raise ArtifactError(f"{path}: is no frontier of this version; run `kunlun frontier` again") from error
-    for name, expected in (("artifact_digest", artifact_digest), ("engine_key", engine_key)):
+    for name, expected in (("artifact_digest", artifact_digest), ("engine_key", engine_key(entry))):
         if getattr(frontier, name) != expected:
             raise ArtifactError(
                 f"{path}: {name}: expected {expected}, found {getattr(frontier, name)}; run `kunlun frontier` again"

@@ -8,6 +8,7 @@ one session, so sessions need not be thread-safe.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -24,9 +25,13 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A compiled model. `device_peak_flops` is per session, from a matrix-product probe in this engine."""
+    """A compiled model. `device_peak_flops` is per session, from a matrix-product probe in this engine.
+
+    `entry`: its directory in the engine cache, whose name ends in the key of its identity.
+    """
 
     name: str
+    entry: Path
     precision: str
     device_peak_flops: float
 

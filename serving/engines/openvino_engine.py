@@ -52,7 +52,7 @@ class OpenVinoEngine:
     name = TARGET
 
     def __init__(self, directory: Path, *, precision: str, threads: int, device_peak_flops: float) -> None:
-        self.precision, self.threads, self.device_peak_flops = precision, threads, device_peak_flops
+        self.entry, self.precision, self.threads, self.device_peak_flops = directory, precision, threads, device_peak_flops
         core = ov.Core()
         self._models = {graph: core.read_model(directory / f"{graph}.xml") for graph in GRAPHS}
 

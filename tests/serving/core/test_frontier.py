@@ -11,15 +11,18 @@ from serving.core.frontier import default_frontier, frontier_path, load_frontier
 
 
 def test_what_was_saved_is_loaded_for_the_same_artifact_and_engine_only(tmp_path: Path) -> None:
-    measured = default_frontier().model_copy(update={"artifact_digest": "a", "engine_key": "e"})
-    path = frontier_path(tmp_path / "model-1-abc")
-    assert load_frontier(path, "a", "e") is None
+    measured = default_frontier().model_copy(update={"artifact_digest": "a", "engine_key": "abc"})
+    entry = tmp_path / "model-1-abc"
+    path = frontier_path(entry)
+    assert load_frontier(entry, "a") is None
     save_frontier(measured, path)
-    assert load_frontier(path, "a", "e") == measured
+    assert load_frontier(entry, "a") == measured
     with pytest.raises(ArtifactError, match="artifact_digest: expected b, found a; run `kunlun frontier` again"):
-        load_frontier(path, "b", "e")
-    with pytest.raises(ArtifactError, match="engine_key: expected f, found e"):
-        load_frontier(path, "a", "f")
+        load_frontier(entry, "b")
+    other = tmp_path / "model-1-def"
+    frontier_path(other).write_bytes(path.read_bytes())
+    with pytest.raises(ArtifactError, match="engine_key: expected def, found abc"):
+        load_frontier(other, "a")
     path.write_text("{}")
     with pytest.raises(ArtifactError, match="no frontier of this version"):
-        load_frontier(path, "a", "e")
+        load_frontier(entry, "a")
