@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import yaml
 from numpy.typing import NDArray
 
-from loadtest.pipeline import Pipeline
+from loadtest.pipeline import CONFIGS, Pipeline
 from loadtest.processes import RunningServer, serving
 from loadtest.prometheus_text import scrape, total
 from loadtest.replay import Replay
+from serving.engines.openvino_engine import resolve_precision
+
+SMALL = ("--history-cap", "1024", "--items", "2000")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """`requests`: how many a measurement sends."""
+    """What rows measure on, built when first asked for and kept. `requests`: how many a row of exactness sends."""
 
     pipeline: Pipeline
     requests: int
@@ -35,15 +40,24 @@ class Bench:
             done.touch()
 
     @cached_property
+    def small(self) -> Bench:
+        """The `small` model on long histories, for the rows of performance."""
+        config, workdir = CONFIGS / "bench_small.yaml", self.pipeline.workdir / "small"
+        pipeline = Pipeline(workdir, config=config, synthetic=SMALL, precisions=precisions())
+        return Bench(pipeline, self.requests)
+
+    @cached_property
     def replay(self) -> Replay:
         """The log."""
         return Replay(Path(self.pipeline.path("data")))
 
     @contextmanager
-    def server(self) -> Iterator[RunningServer]:
-        """A fresh server with an empty embedded store."""
-        arguments = ["--repository", self.pipeline.models, "--store", "embedded", "--port", "0", "--metrics-port", "0"]
-        with serving([*arguments, "--default-deadline-ms", "30000"], self.pipeline.workdir) as running:
+    def server(self, settings: Mapping[str, Any] | None = None) -> Iterator[RunningServer]:
+        """A fresh server with an empty embedded store; `settings`: of its configuration, over the bench's own."""
+        own = {"repository": self.pipeline.models, "port": 0, "metrics_port": 0, "default_deadline_ms": 30_000}
+        config = self.pipeline.workdir / "server.yaml"
+        config.write_text(yaml.safe_dump(own | dict(settings or {})), encoding="utf-8")
+        with serving(["--config", str(config)], self.pipeline.workdir) as running:
             yield running
 
     def load(self, server: RunningServer, before: NDArray[np.int64] | None = None) -> None:
@@ -63,3 +77,8 @@ class Bench:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"online NE did not reach {expected} examples within 30 s")
             time.sleep(0.05)
+
+
+def precisions() -> tuple[str, ...]:
+    """What this CPU's engines can compute in."""
+    return ("f32", "bf16") if resolve_precision("auto") == "bf16" else ("f32",)

@@ -20,12 +20,17 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Stages and what they leave in `workdir`. `data`: a Metarank-format log, None for synthetic data."""
+    """Stages and what they leave in `workdir`. `data`: a Metarank-format log, None for synthetic data.
+
+    `synthetic`: further flags of the synthetic generator; `precisions`: engines to compile.
+    """
 
     workdir: Path
     data: Path | None = None
     config: Path | None = None
     seed: int = 0
+    synthetic: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ("auto",)
 
     def path(self, name: str) -> str:
         return str(self.workdir / name)
@@ -37,7 +42,7 @@ class Pipeline:
 
     def run(self) -> dict[str, dict[str, Any]]:
         """All stages; their figures by stage."""
-        source = ["--source", "synthetic", "--seed", str(self.seed)]
+        source = ["--source", "synthetic", "--seed", str(self.seed), *self.synthetic]
         if self.data is not None:
             source = ["--source", "metarank", "--input", str(self.data)]
         config = self.config or CONFIGS / ("demo_synthetic.yaml" if self.data is None else "demo_metarank.yaml")
@@ -48,7 +53,9 @@ class Pipeline:
             "evaluate": self.stage("evaluate", "evaluating", run, "--data", data),
             "export": self.stage("export", "exporting", run, "--repository", self.models),
         }
-        figures["compile"] = self.stage("compile", "compiling", figures["export"]["artifact"])
+        for precision in self.precisions:
+            artifact = figures["export"]["artifact"]
+            figures["compile"] = self.stage("compile", f"compiling ({precision})", artifact, "--precision", precision)
         return figures
 
     def stage(self, command: str, doing: str, *arguments: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ import grpc.aio
 import numpy as np
 import uvloop
 from numpy.typing import NDArray
+from pydantic import Field
 
 from kunlun.v1 import events_pb2, ranker_pb2, types_pb2
 from loadtest.openloop.workload import Plan, Workload, draw
-from model.config import parse_yaml
+from model.config import StrictModel, parse_yaml
 
 RANK, RECORD = "/kunlun.v1.Ranker/Rank", "/kunlun.v1.Events/RecordEvents"
 LATE_MS, BUSY = 5.0, 0.9
@@ -37,15 +39,14 @@ CANCELLED = "CANCELLED_BY_CLIENT"
 SETTLE_S = 0.2
 
 
-@dataclass(frozen=True)
-class Names:
-    """How numbers become the ids and features of the server's schema."""
+class Names(StrictModel):
+    """How numbers become ids, and what else a request and an event carry; the defaults are the synthetic log's."""
 
     user: str = "u{}"
     item: str = "i{}"
-    context: tuple[tuple[str, str], ...] = (("surface", "surface-0"),)
+    context: dict[str, str] = Field(default_factory=lambda: {"surface": "surface-0"})
     event: str = "click"
-    event_attributes: tuple[tuple[str, str], ...] = (("category", "category-0"),)
+    event_attributes: dict[str, str] = Field(default_factory=lambda: {"category": "category-0"})
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Sample:
 
     def save(self, path: Path) -> None:
         """Everything but the replies, as one .npz file."""
-        arrays = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        arrays: dict[str, Any] = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         np.savez(path, status=np.array(self.status), scalars=np.array([self.began_ms, self.cpu_share]), **arrays)
 
     @classmethod
@@ -116,15 +117,12 @@ class Sample:
 
 def ranker_rung(number: int) -> str:
     """Name of a rung without its prefix."""
-    return types_pb2.Rung.Name(number).removeprefix("RUNG_")  # type: ignore[arg-type]
+    return types_pb2.Rung.Name(number).removeprefix("RUNG_")
 
 
 def rank_messages(plan: Plan, names: Names, items: int) -> list[bytes]:
     """Serialised requests of a plan."""
-    context = [
-        types_pb2.FeatureColumn(name=name, string_values=types_pb2.StringValues(values=[value]))
-        for name, value in names.context
-    ]
+    context = _columns(names.context)
     keys = [names.item.format(i) for i in range(items)]
     return [
         ranker_pb2.RankRequest(
@@ -147,12 +145,14 @@ class Generator:
         self._acknowledged, self._event = np.full(count, np.nan), np.full(count, np.nan)
         self._status = ["UNSENT"] * count
         self._replies = [b""] * count
+        self._start = 0.0
 
     async def run(self, address: str) -> Sample:
         """One run; returns when every call has ended."""
         plan = self._plan
         async with grpc.aio.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
-            self._rank, self._record = channel.unary_unary(RANK), channel.unary_unary(RECORD)
+            self._rank: Any = channel.unary_unary(RANK)
+            self._record: Any = channel.unary_unary(RECORD)
             await channel.channel_ready()
             gc.collect()
             gc.freeze()
@@ -194,17 +194,13 @@ class Generator:
     async def _event_after(self, number: int) -> None:
         at_ms = int(time.time() * 1e3)
         item = self._names.item.format((number * 7919) % self._items)
-        attributes = [
-            types_pb2.FeatureColumn(name=name, string_values=types_pb2.StringValues(values=[value]))
-            for name, value in self._names.event_attributes
-        ]
         event = events_pb2.Event(
             event_id=f"{self._prefix}-{number}",
             user_id=self._names.user.format(self._plan.user[number]),
             type=self._names.event,
             item=types_pb2.ItemIds(keys=[item]),
             time_ms=at_ms,
-            attributes=attributes,
+            attributes=_columns(self._names.event_attributes),
         )
         try:
             await self._record(events_pb2.RecordEventsRequest(events=[event]).SerializeToString(), timeout=5)
@@ -238,6 +234,13 @@ class Generator:
         )
 
 
+def _columns(values: Mapping[str, str]) -> list[types_pb2.FeatureColumn]:
+    return [
+        types_pb2.FeatureColumn(name=name, string_values=types_pb2.StringValues(values=[value]))
+        for name, value in values.items()
+    ]
+
+
 def _quantile(values: NDArray[np.float64], q: float) -> float | None:
     return float(np.quantile(values, q)) if len(values) else None
 
@@ -248,11 +251,9 @@ def main() -> int:
     parser.add_argument(
         "--workload",
         required=True,
-        help="a YAML or JSON mapping of loadtest.openloop.workload.Workload, e.g. '{rate: 50, seconds: 10}'",
+        help="a mapping in YAML with the fields of Workload, e.g. '{rate: 50, seconds: 10}'",
     )
-    parser.add_argument(
-        "--names", default="{}", help="JSON: how numbers become ids (fields of Names); default: the synthetic log's"
-    )
+    parser.add_argument("--names", default="{}", help="the same with the fields of Names (default: the synthetic log's)")
     parser.add_argument("--cpu", type=int, help="pin the generator to this CPU")
     parser.add_argument("--output", type=Path, help="write every request's figures here (.npz)")
     parser.add_argument("--plot", type=Path, help="write a plot of latencies here (.png or .svg)")
@@ -262,8 +263,7 @@ def main() -> int:
     if arguments.cpu is not None:
         os.sched_setaffinity(0, {arguments.cpu})
     workload = parse_yaml(Workload, arguments.workload)
-    given = json.loads(arguments.names)
-    names = Names(**{k: tuple(map(tuple, v)) if isinstance(v, list) else v for k, v in given.items()})
+    names = parse_yaml(Names, arguments.names)
     plan = draw(workload)
     generator = Generator(plan, rank_messages(plan, names, workload.items), names, workload.items, arguments.event_prefix)
     sample = uvloop.run(generator.run(arguments.server))

@@ -102,7 +102,8 @@ def _candidate_counts(workload: Workload, rng: np.random.Generator, count: int) 
 
 
 def _quantile(u: NDArray[np.float64], low: float, high: float, tail: float) -> NDArray[np.float64]:
-    return low / (1 - u * (1 - (low / high) ** tail)) ** (1 / tail)
+    values: NDArray[np.float64] = low / (1 - u * (1 - (low / high) ** tail)) ** (1 / tail)
+    return values
 
 
 def _mean(low: float, high: float, tail: float) -> float:

@@ -39,9 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(json.dumps(_report(built)) if arguments.json else _text(built))
     if built.path is None:
         print(
-            f"kunlun compile: parity: expected errors of at most {built.parity.gate:g}, found "
-            f"{built.parity.max_probability_error:.3g} (probability) and {built.parity.max_state_error:.3g} (state); "
-            "nothing was published",
+            f"kunlun compile: parity: expected errors of at most {built.parity.gate:g} (probability) and "
+            f"{built.parity.state_gate:g} (state), found {built.parity.max_probability_error:.3g} and "
+            f"{built.parity.max_state_error:.3g}; nothing was published",
             file=sys.stderr,
         )
         return 1
@@ -68,7 +68,7 @@ def _text(built: BuiltEngine) -> str:
             f"target      {identity.target} on {identity.device}, {identity.precision}, {identity.threads} thread(s) per slot",
             f"compiled    {built.compile_seconds:.2f} s",
             f"parity      max |Δ probability| {parity.max_probability_error:.2e}, max |Δ state| {parity.max_state_error:.2e}"
-            f" (gate {parity.gate:g}): {'passed' if parity.passed else 'FAILED'}",
+            f" (gates {parity.gate:g}, {parity.state_gate:g}): {'passed' if parity.passed else 'FAILED'}",
             f"peak        {built.device_peak_flops / 1e9:.1f} GFLOP/s per slot (matrix product in this engine)",
             f"engine      {built.path or 'not published'}",
         ]

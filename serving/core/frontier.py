@@ -63,7 +63,7 @@ def engine_key(entry: Path) -> str:
 
 
 def load_frontier(entry: Path, artifact_digest: str) -> Frontier | None:
-    """The frontier of exactly this artifact and this engine cache entry; None when none was measured. Raises `ArtifactError`."""
+    """The frontier of this very artifact and engine cache entry; None when none was measured. Raises `ArtifactError`."""
     path = frontier_path(entry)
     try:
         text = path.read_bytes()

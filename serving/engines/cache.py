@@ -52,17 +52,18 @@ class ParityFigures(StrictModel):
     max_probability_error: float
     max_state_error: float
     gate: float
+    state_gate: float
 
     @property
     def passed(self) -> bool:
-        """Both below the gate (states relative to their largest value); NaN fails."""
-        return self.max_probability_error <= self.gate and self.max_state_error <= self.gate
+        """Both below their gates (states relative to their largest value); NaN fails."""
+        return self.max_probability_error <= self.gate and self.max_state_error <= self.state_gate
 
 
 class EngineManifest(StrictModel):
     """What a cache entry says about itself."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     identity: EngineIdentity
     parity: ParityFigures
     device_peak_flops: Annotated[float, Field(gt=0)]
@@ -134,8 +135,9 @@ def load(cache: Path, artifact: Artifact, wanted: EngineIdentity) -> tuple[Path,
             )
     if not manifest.parity.passed:
         raise ArtifactError(
-            f"{path}: parity: expected at most {manifest.parity.gate:g}, found a probability error of "
-            f"{manifest.parity.max_probability_error:g} and a state error of {manifest.parity.max_state_error:g}; export again"
+            f"{path}: parity: expected a probability error of at most {manifest.parity.gate:g} and a state error of at most "
+            f"{manifest.parity.state_gate:g}, found {manifest.parity.max_probability_error:g} and "
+            f"{manifest.parity.max_state_error:g}; export again"
         )
     return path, manifest
 

@@ -90,8 +90,8 @@ def test_an_entry_is_replaced_whole_and_a_failed_publish_leaves_the_old_one(
 
 
 def test_nan_fails_parity() -> None:
-    assert not ParityFigures(max_probability_error=float("nan"), max_state_error=0.0, gate=1e-5).passed
-    assert ParityFigures(max_probability_error=1e-6, max_state_error=1e-6, gate=1e-5).passed
+    assert not ParityFigures(max_probability_error=float("nan"), max_state_error=0.0, gate=1e-5, state_gate=1e-5).passed
+    assert ParityFigures(max_probability_error=1e-6, max_state_error=1e-6, gate=1e-5, state_gate=1e-5).passed
 
 
 def test_nothing_is_published_when_parity_fails(artifact: Artifact, tmp_path: Path) -> None:
