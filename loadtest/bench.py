@@ -19,6 +19,10 @@ from loadtest.pipeline import CONFIGS, Pipeline
 from loadtest.processes import RunningServer, serving
 from loadtest.prometheus_text import scrape, total
 from loadtest.replay import Replay
+from model.artifact import open_artifact
+from serving.config import ServerConfig, artifact_path
+from serving.core.options import CoreOptions
+from serving.core.shapes import ShapeBuckets
 from serving.engines.openvino_engine import resolve_precision
 
 SMALL = ("--history-cap", "1024", "--items", "2000")
@@ -26,10 +30,13 @@ SMALL = ("--history-cap", "1024", "--items", "2000")
 
 @dataclass(frozen=True)
 class Bench:
-    """What rows measure on, built when first asked for and kept. `requests`: how many a row of exactness sends."""
+    """What rows measure on, built when first asked for and kept. `requests`: how many a row of exactness sends;
+    `soak_s`: length of the soak.
+    """
 
     pipeline: Pipeline
     requests: int
+    soak_s: float = 600.0
 
     def build(self) -> None:
         """Train, export and compile unless that was done before."""
@@ -44,7 +51,7 @@ class Bench:
         """The `small` model on long histories, for the rows of performance."""
         config, workdir = CONFIGS / "bench_small.yaml", self.pipeline.workdir / "small"
         pipeline = Pipeline(workdir, config=config, synthetic=SMALL, precisions=precisions())
-        return Bench(pipeline, self.requests)
+        return Bench(pipeline, self.requests, self.soak_s)
 
     @cached_property
     def replay(self) -> Replay:
@@ -59,6 +66,20 @@ class Bench:
         config.write_text(yaml.safe_dump(own | dict(settings or {})), encoding="utf-8")
         with serving(["--config", str(config)], self.pipeline.workdir) as running:
             yield running
+
+    def level_shares(self, users: NDArray[np.int64]) -> tuple[float, ...]:
+        """Share of `users` (their numbers) at each history level, by the log's whole histories."""
+        artifact = open_artifact(artifact_path(ServerConfig(repository=Path(self.pipeline.models))))
+        shapes, counts = ShapeBuckets(artifact.schema, CoreOptions()), dict[str, dict[str, int]]()
+        events = self.replay.events.select(["user_id", "type"]).to_pydict()
+        for user, kind in zip(events["user_id"], events["type"], strict=True):
+            own = counts.setdefault(user, {})
+            own[kind] = own.get(kind, 0) + 1
+        found = np.zeros(len(shapes.levels))
+        for number in users.tolist():
+            own = counts.get(f"u{number}", {})
+            found[shapes.level({e.name: min(own.get(e.name, 0), e.cap) for e in artifact.schema.events})] += 1
+        return tuple((found / found.sum()).tolist())
 
     def load(self, server: RunningServer, before: NDArray[np.int64] | None = None) -> None:
         """Fill the store; with `before`, histories as they were before those requests, else all events."""

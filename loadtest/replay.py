@@ -35,7 +35,7 @@ class ReplayResult:
 
 
 class Replay:
-    """A canonical log, encoded for scoring offline and raw for sending over the wire."""
+    """A canonical log, encoded for scoring offline and raw for sending over the wire. `events`: its table of events."""
 
     def __init__(self, directory: Path) -> None:
         self.log: RequestLog = load_request_log(directory)
@@ -45,7 +45,7 @@ class Replay:
         names = [f.name for f in self.log.schema.context if f.derived is None]
         columns = {n: requests[n].take(pa.array(order)).to_pylist() for n in names}
         self._context = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        self._events = tables[LogFile.EVENTS]
+        self.events = tables[LogFile.EVENTS]
 
     def randomized(self, count: int, rng: np.random.Generator, most: int = 200) -> Replay:
         """`count` made-up requests after the end of the log, when every event of it is history.
@@ -71,7 +71,7 @@ class Replay:
             truth=None,
         )
         copy._context = [self._context[b] for b in base] if self._context else []
-        copy._events = self._events.slice(0, 0)
+        copy.events = self.events.slice(0, 0)
         return copy
 
     def run(self, client: Client, requests: NDArray[np.int64], progress: Callable[[], None]) -> ReplayResult:
@@ -115,10 +115,10 @@ class Replay:
         first = {}
         for number in requests[::-1].tolist():
             first[self.log.user_ids[self.log.user_index[number]]] = int(self.log.time_ms[number])
-        arrival = self._events["arrival_ms"].to_numpy()
+        arrival = self.events["arrival_ms"].to_numpy()
         never = np.iinfo(np.int64).max
-        limit = np.array([first.get(u, never) for u in self._events["user_id"].to_pylist()], dtype=np.int64)
-        return self._events.filter(pa.array(arrival < limit))
+        limit = np.array([first.get(u, never) for u in self.events["user_id"].to_pylist()], dtype=np.int64)
+        return self.events.filter(pa.array(arrival < limit))
 
     def served(self, reply: RankReply) -> NDArray[np.float32]:
         """Probabilities [C, tasks] of a full reply, in the order of the request's candidates."""
@@ -144,7 +144,7 @@ class Replay:
             starts.setdefault(self.log.user_ids[self.log.user_index[number]], []).append(
                 (int(self.log.time_ms[number]), number)
             )
-        own = self._events.filter(pa.array([u in starts for u in self._events["user_id"].to_pylist()]))
+        own = self.events.filter(pa.array([u in starts for u in self.events["user_id"].to_pylist()]))
         found: dict[int, list[Event]] = {number: [] for number in numbers}
         for row in own.sort_by("arrival_ms").to_pylist():
             earlier = [number for start, number in starts[row["user_id"]] if start <= row["arrival_ms"]]

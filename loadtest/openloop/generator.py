@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from kunlun.v1 import events_pb2, ranker_pb2, types_pb2
-from loadtest.openloop.workload import Plan, Workload, draw
+from loadtest.openloop.messages import read_messages, write_messages
+from loadtest.openloop.workload import Plan, Workload, draw, of_length
 from model.config import StrictModel, parse_yaml
 
 RANK, RECORD = "/kunlun.v1.Ranker/Rank", "/kunlun.v1.Events/RecordEvents"
@@ -258,6 +259,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="write every request's figures here (.npz)")
     parser.add_argument("--plot", type=Path, help="write a plot of latencies here (.png or .svg)")
     parser.add_argument("--replies", type=Path, help="write the raw replies here (length-prefixed RankResponse messages)")
+    parser.add_argument("--messages", type=Path, help="send these RankRequests once each, in place of the workload's own")
     parser.add_argument("--event-prefix", default=f"load-{os.getpid()}", help="of event ids; another run needs another one")
     arguments = parser.parse_args()
     if arguments.cpu is not None:
@@ -265,14 +267,17 @@ def main() -> int:
     workload = parse_yaml(Workload, arguments.workload)
     names = parse_yaml(Names, arguments.names)
     plan = draw(workload)
-    generator = Generator(plan, rank_messages(plan, names, workload.items), names, workload.items, arguments.event_prefix)
+    if arguments.messages is not None:
+        messages = read_messages(arguments.messages)
+        plan = of_length(plan, len(messages), workload)
+    else:
+        messages = rank_messages(plan, names, workload.items)
+    generator = Generator(plan, messages, names, workload.items, arguments.event_prefix)
     sample = uvloop.run(generator.run(arguments.server))
     if arguments.output is not None:
         sample.save(arguments.output)
     if arguments.replies is not None:
-        with arguments.replies.open("wb") as file:
-            for reply in sample.replies:
-                file.write(len(reply).to_bytes(4, "little") + reply)
+        write_messages(arguments.replies, sample.replies)
     if arguments.plot is not None:
         from loadtest.openloop.report import plot_latencies
 

@@ -86,6 +86,16 @@ def draw(workload: Workload) -> Plan:
     )
 
 
+def of_length(plan: Plan, count: int, workload: Workload) -> Plan:
+    """A plan of exactly `count` requests at the workload's rate; users and candidate counts mean nothing in it."""
+    at = np.cumsum(np.random.default_rng(workload.seed).exponential(1 / workload.rate, count))
+    numbers = np.arange(count) % len(plan)
+    columns = {
+        name: getattr(plan, name)[numbers] for name in ("user", "candidates", "deadline_s", "cancel_after_s", "event_after")
+    }
+    return Plan(at=at, item_seed=plan.item_seed, **columns)
+
+
 def _candidate_counts(workload: Workload, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
     """Bounded Pareto counts whose mean is the workload's: the lower end is solved for."""
     most = min(workload.candidates_max, workload.items)

@@ -26,8 +26,9 @@ def main() -> int:
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs/bench"), help="where the model is kept (default: runs/bench)"
     )
+    parser.add_argument("--soak-s", type=float, default=600.0, help="length of the soak (S11) in seconds (default: 600)")
     arguments = parser.parse_args()
-    bench = Bench(Pipeline(arguments.workdir), arguments.requests)
+    bench = Bench(Pipeline(arguments.workdir), arguments.requests, arguments.soak_s)
     bench.build()
     chosen = [r for r in ROWS if arguments.row in (None, r.id)]
     lines = [_measure(row, bench) for row in chosen]

@@ -1,0 +1,317 @@
+"""Rows under open-loop load: throughput, overload, wasted work, soak, long histories (S1, S2, S4, S11, S17).
+
+Placement on two CPUs: the engine slot alone on CPU 0, everything else (event loop, store, generator) on
+CPU 1; for S2 the whole server on CPU 0 and the generator alone on CPU 1. With one CPU nothing is pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.bench import Bench
+from loadtest.history_fill import fill_histories
+from loadtest.labelled import LabelledRequests
+from loadtest.offline import OfflineWork, run_offline
+from loadtest.openloop.capacity import Capacity, find_capacity
+from loadtest.openloop.report import plot_latencies
+from loadtest.openloop.run import Run, send
+from loadtest.openloop.workload import Workload, draw
+from loadtest.processes import RunningServer
+from loadtest.scoreboard.figure import Figure, Row
+from model.cli.console import note
+from serving.config import available_cpus
+
+SEED = 20_261_124
+RUN_S, WARM_S = 10.0, 8.0
+SERVICE_TIMES = 50
+"""S1: the latency bound in mean service times."""
+
+MANY = available_cpus() > 1
+APART: dict[str, Any] = {"host_cpus": [1], "core": {"slot_cpus": [0]}} if MANY else {"core": {}}
+TOGETHER: dict[str, Any] = {"host_cpus": [0], "core": {"slot_cpus": [0]}} if MANY else {"core": {}}
+CLIENT_CPU = 1 if MANY else None
+
+
+@dataclass
+class Loaded:
+    """A server with a full store, one slot of one thread, and how fast the engine alone would be."""
+
+    bench: Bench
+    server: RunningServer
+    precision: str
+    base: Workload
+    seeds: Iterator[int]
+
+    def run(self, rate: float, seconds: float = RUN_S, *, keep_replies: bool = False, **changes: Any) -> Run:
+        """One run of the base workload at `rate` with `changes`."""
+        given = {"rate": rate, "seconds": seconds, "seed": next(self.seeds)} | changes
+        return send(self.server, self.base.model_copy(update=given), CLIENT_CPU, keep_replies=keep_replies)
+
+
+@contextmanager
+def loaded(
+    bench: Bench, placement: dict[str, Any], base: Workload | None = None, precision: str = "auto", **core: Any
+) -> Iterator[Loaded]:
+    """The `small` model served with the log's histories in its store, and its user-state cache warm."""
+    small = bench.small
+    small.build()
+    settings = placement | {"slots": 1, "precision": precision, "core": placement["core"] | core}
+    with small.server(settings) as server:
+        small.load(server)
+        workload = base or Workload(rate=40, seconds=WARM_S, seed=SEED, users=1000, event_share=0.2, deadline_ms=5000)
+        made = Loaded(small, server, precision, workload, iter(range(SEED, SEED + 10_000)))
+        made.run(40, WARM_S)
+        yield made
+
+
+def offline_rate(at: Loaded, cpu: int | None) -> tuple[float, float]:
+    """Requests per second of the engine alone on the base workload's requests, and its share of the peak."""
+    seen = at.run(40, WARM_S)
+    plan = draw(at.base.model_copy(update={"rate": 100, "seconds": RUN_S, "seed": SEED}))
+    work = OfflineWork(
+        tuple(plan.candidates.tolist()), seen.counted.encodes / max(1.0, seen.counted.ranks), at.bench.level_shares(plan.user)
+    )
+    result = run_offline(at.bench, work, precision=at.precision, cpu=cpu)
+    note(
+        f"offline: {result.requests_per_s:.1f} requests/s, {result.useful_flops_per_s / 1e9:.0f} of "
+        f"{result.device_peak_flops / 1e9:.0f} GFLOP/s, {work.encodes_per_request:.2f} encodes per request"
+    )
+    return result.requests_per_s, result.useful_flops_per_s / result.device_peak_flops
+
+
+def capacity_under(at: Loaded, bound_ms: float, guess: float, runs: list[Run], **changes: Any) -> Capacity:
+    """The highest rate at which at most 1 % of requests take longer than `bound_ms`."""
+
+    def misses(rate: float, _: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        run = at.run(rate, deadline_ms=4 * bound_ms, **changes)
+        runs.append(run)
+        sample = run.sample
+        return sample.at, ~(sample.answered & (sample.latency_s * 1e3 <= bound_ms))
+
+    return find_capacity(misses, guess, note=note)
+
+
+def server_vs_offline(bench: Bench) -> Figure:
+    """S1."""
+    with loaded(bench, APART, degrade=False) as at:
+        offline, mfu = offline_rate(at, 0 if MANY else None)
+        bound_ms = SERVICE_TIMES * 1e3 / offline
+        runs: list[Run] = []
+        found = capacity_under(at, bound_ms, 0.85 * offline, runs)
+        best = min(runs, key=lambda run: abs(run.workload.rate - found.rate))
+    plot_latencies(
+        {f"{run.workload.rate:.0f}/s": run.sample for run in _one_per_rate(runs)},
+        at.bench.pipeline.workdir / "s1.png",
+        bound_ms,
+    )
+    value = found.rate / offline
+    return Figure(
+        round(value, 3),
+        value >= 0.90,
+        {
+            "requests_per_s": round(found.rate, 1),
+            "offline_per_s": round(offline, 1),
+            "fails_at": round(found.fails_at, 1),
+            "p99_bound_ms": round(bound_ms, 1),
+            "engine_busy": round(best.counted.busy_s / best.workload.seconds, 3),
+            "mfu_busy_offline": round(mfu, 3),
+        }
+        | conditions(best, at.precision),
+    )
+
+
+def goodput_under_overload(bench: Bench) -> Figure:
+    """S2, without the ladder: goodput at 2× and 4× over its peak; with it, at 2×: answers in time and NE lost."""
+    figures: dict[str, Any] = {}
+    with loaded(bench, TOGETHER, degrade=False) as at:
+        guess = 1.0 / (at.run(30).counted.busy_s / 30 / RUN_S)
+        deadline_ms = 40 * 1e3 / guess
+        peak, peak_rate, last = 0.0, 0.0, None
+        for factor in (0.7, 0.85, 1.0, 1.2, 1.5):
+            run = at.run(factor * guess, deadline_ms=deadline_ms)
+            note(f"{factor * guess:6.1f}/s: goodput {run.summary['goodput_per_s']:.1f}/s")
+            if run.summary["goodput_per_s"] > peak:
+                peak, peak_rate = run.summary["goodput_per_s"], factor * guess
+        over = {}
+        for factor in (2, 4):
+            last = at.run(factor * peak, deadline_ms=deadline_ms)
+            over[factor] = last.summary["goodput_per_s"] / peak
+            note(f"{factor}×: goodput {over[factor]:.3f} of the peak, {last.summary['statuses']}")
+        assert last is not None
+        figures |= {
+            "peak_per_s": round(peak, 1),
+            "peak_at_rate": round(peak_rate, 1),
+            "goodput_2x": round(over[2], 3),
+            "goodput_4x": round(over[4], 3),
+            "deadline_ms": round(deadline_ms),
+        } | conditions(last, at.precision)
+    ladder = ladder_at_twice(bench, deadline_ms)
+    value = min(over.values())
+    ok = value >= 0.95 and ladder["ladder_in_time"] == 1.0 and ladder["ladder_ne_loss"] <= 0.005
+    return Figure(round(value, 3), ok, figures | ladder)
+
+
+def ladder_at_twice(bench: Bench, deadline_ms: float) -> dict[str, Any]:
+    """Labelled requests at twice the rate the server can answer in full, degrading allowed."""
+    small = bench.small
+    requests = LabelledRequests.from_log(small, count=1200, seed=SEED)
+    settings = TOGETHER | {"slots": 1, "core": TOGETHER["core"] | {"degrade": False}}
+    with small.server(settings) as server:
+        small.load(server, requests.numbers)
+        full = requests.send(server, 25.0, CLIENT_CPU, deadline_ms=20_000)
+        ne_full = requests.normalized_entropy(full.replies)
+        capacity = full.counted.ranks / full.counted.busy_s
+    with small.server(settings | {"core": TOGETHER["core"] | {"degrade": True}}) as server:
+        small.load(server, requests.numbers)
+        requests.send(server, 25.0, CLIENT_CPU, deadline_ms=20_000)
+        over = requests.send(server, 2 * capacity, CLIENT_CPU, deadline_ms=deadline_ms)
+    ne = requests.normalized_entropy(over.replies)
+    in_time = over.summary["in_time"] / over.summary["requests"]
+    note(f"ladder at 2× ({2 * capacity:.0f}/s): {in_time:.2%} in time, NE {ne_full:.4f} → {ne:.4f}, {over.summary['rungs']}")
+    return {
+        "ladder_rate": round(2 * capacity, 1),
+        "ladder_in_time": round(in_time, 4),
+        "ladder_ne_loss": round(ne / ne_full - 1, 4),
+        "ladder_ne_full": round(ne_full, 4),
+        "ladder_rungs": over.summary["rungs"],
+    }
+
+
+def wasted_work(bench: Bench) -> Figure:
+    """S4."""
+    with loaded(bench, APART, degrade=False) as at:
+        rate = 1.2 / (at.run(40).counted.busy_s / 40 / RUN_S)
+        run = at.run(rate, 20.0, deadline_ms=300, cancel_share=0.3, hurried_share=0.3, hurried_ms=20)
+    value = run.counted.wasted_s / run.counted.busy_s
+    figures = {"busy_s": round(run.counted.busy_s, 2), "statuses": run.summary["statuses"]}
+    return Figure(round(value, 5), value <= 0.01, figures | conditions(run, at.precision))
+
+
+def soak(bench: Bench) -> Figure:
+    """S11: straight lines through latency and resident memory over windows; their slopes against their errors."""
+    with loaded(bench, APART) as at:
+        rate = 0.5 / (at.run(40).counted.busy_s / 40 / RUN_S)
+        at.run(rate, 30.0)
+        window_s = max(5.0, bench.soak_s / 40)
+        medians, memory = [], []
+        for number in range(round(bench.soak_s / window_s)):
+            run = at.run(rate, window_s)
+            medians.append(run.summary["latency_ms"]["p50"])
+            memory.append(resident_bytes(at.server.pid) / 1e6)
+            note(f"{number * window_s:5.0f} s: p50 {medians[-1]:.2f} ms, {memory[-1]:.1f} MB")
+    latency, rss = slope(medians), slope(memory)
+    drift = max(abs(latency[0]) / latency[1], abs(rss[0]) / rss[1])
+    growth = rss[0] * len(memory) / memory[0]
+    return Figure(
+        round(drift, 2),
+        drift <= 2.0,
+        {
+            "seconds": bench.soak_s,
+            "p50_ms_per_window": f"{latency[0]:.4f} ± {latency[1]:.4f}",
+            "rss_mb_per_window": f"{rss[0]:.4f} ± {rss[1]:.4f}",
+            "rss_growth": f"{growth:.2%}",
+        }
+        | conditions(run, at.precision),
+    )
+
+
+def history_is_free(bench: Bench) -> Figure:
+    """S17: the same load on users with 1,000 events and with 50, encode on write; how fresh the states were."""
+    p99, fresh, last = {}, {}, None
+    for length in (50, 1000):
+        base = Workload(rate=30, seconds=WARM_S, seed=SEED, users=200, event_share=0.2, deadline_ms=5000)
+        with loaded_histories(bench, base, length) as at:
+            rate = 20.0
+            at.run(rate, 20.0)
+            last = at.run(rate, 60.0)
+            p99[length], fresh[length] = last.summary["latency_ms"]["p99"], freshness(last)
+            note(f"histories of {length}: {last.summary['latency_ms']}, fresh {fresh[length]:.2%}")
+    assert last is not None
+    value, share = p99[1000] / p99[50], min(fresh.values())
+    figures = {"p99_ms_50": round(p99[50], 2), "p99_ms_1000": round(p99[1000], 2), "fresh_share": round(share, 4)}
+    return Figure(round(value, 3), value <= 1.05 and share >= 0.99, figures | conditions(last, at.precision))
+
+
+@contextmanager
+def loaded_histories(bench: Bench, base: Workload, length: int) -> Iterator[Loaded]:
+    """A server whose users all have histories of `length` clicks, states encoded."""
+    small = bench.small
+    small.build()
+    with small.server(APART | {"slots": 1}) as server:
+        fill_histories(small, server, users=base.users, length=length)
+        made = Loaded(small, server, "auto", base, iter(range(SEED, SEED + 10_000)))
+        made.run(30, WARM_S, user_zipf=0.0)
+        yield made
+
+
+def freshness(run: Run) -> float:
+    """Share of answered Ranks whose state lacked no event acknowledged more than a second before they were sent."""
+    sample = run.sample
+    acknowledged = [
+        (user, ack, event)
+        for user, ack, event in zip(
+            sample.user.tolist(), sample.acknowledged_ms.tolist(), sample.event_ms.tolist(), strict=True
+        )
+        if ack == ack
+    ]
+    by_user: dict[int, list[tuple[float, float]]] = {}
+    for user, ack, event in acknowledged:
+        by_user.setdefault(user, []).append((ack, event))
+    good = total = 0
+    for n in np.flatnonzero(sample.answered).tolist():
+        sent_ms = sample.began_ms + sample.sent[n] * 1e3
+        due = [event for ack, event in by_user.get(int(sample.user[n]), []) if ack <= sent_ms - 1000]
+        total += 1
+        good += not due or sample.newest_event_ms[n] >= max(due) - 50  # clocks of two processes, in ms
+    return good / max(1, total)
+
+
+def slope(values: list[float]) -> tuple[float, float]:
+    """Least-squares slope per step and its standard error."""
+    y = np.array(values)
+    x = np.arange(len(y)) - (len(y) - 1) / 2
+    found = float((x * y).sum() / (x * x).sum())
+    residual = y - y.mean() - found * x
+    return found, float(np.sqrt((residual**2).sum() / (len(y) - 2) / (x * x).sum()))
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def conditions(run: Run, precision: str) -> dict[str, Any]:
+    """What a reader needs to repeat and to doubt a run."""
+    return {
+        "model": "small",
+        "precision": precision,
+        "slots": "1x1",
+        "client_cpu": round(run.summary["client_cpu_share"], 2),
+        "client_lag_p99_ms": round(run.summary["send_lag_p99_ms"], 1),
+        "seed": run.workload.seed,
+    }
+
+
+def _one_per_rate(runs: list[Run]) -> list[Run]:
+    return list({round(run.workload.rate): run for run in sorted(runs, key=lambda r: r.workload.rate)}.values())
+
+
+LOAD = (
+    Row("S1", "server ÷ offline throughput, p99 ≤ 50 × mean service time", "≥ 0.90", server_vs_offline),
+    Row(
+        "S2",
+        "goodput at 2× and 4× overload ÷ peak; with the ladder at 2× all in time, NE loss ≤ 0.5 %",
+        "≥ 0.95",
+        goodput_under_overload,
+    ),
+    Row("S4", "engine time begun after cancellation or deadline ÷ busy time", "≤ 1 %", wasted_work),
+    Row("S11", "soak: slope of latency or RSS ÷ its standard error, the larger", "≤ 2", soak),
+    Row("S17", "p99 with histories of 1,000 ÷ with 50; states ≤ 1 s behind ≥ 99 %", "≤ 1.05", history_is_free),
+)
