@@ -56,11 +56,13 @@ class Bench:
     @cached_property
     def replay(self) -> Replay:
         """The log."""
+        self.build()
         return Replay(Path(self.pipeline.path("data")))
 
     @contextmanager
     def server(self, settings: Mapping[str, Any] | None = None) -> Iterator[RunningServer]:
         """A fresh server with an empty embedded store; `settings`: of its configuration, over the bench's own."""
+        self.build()
         own = {"repository": self.pipeline.models, "port": 0, "metrics_port": 0, "default_deadline_ms": 30_000}
         config = self.pipeline.workdir / "server.yaml"
         config.write_text(yaml.safe_dump(own | dict(settings or {})), encoding="utf-8")

@@ -29,7 +29,6 @@ def main() -> int:
     parser.add_argument("--soak-s", type=float, default=600.0, help="length of the soak (S11) in seconds (default: 600)")
     arguments = parser.parse_args()
     bench = Bench(Pipeline(arguments.workdir), arguments.requests, arguments.soak_s)
-    bench.build()
     chosen = [r for r in ROWS if arguments.row in (None, r.id)]
     lines = [_measure(row, bench) for row in chosen]
     if arguments.row is None:

@@ -60,7 +60,6 @@ def loaded(
 ) -> Iterator[Loaded]:
     """The `small` model served with the log's histories in its store, and its user-state cache warm."""
     small = bench.small
-    small.build()
     settings = placement | {"slots": 1, "precision": precision, "core": placement["core"] | core}
     with small.server(settings) as server:
         small.load(server)
@@ -242,7 +241,6 @@ def history_is_free(bench: Bench) -> Figure:
 def loaded_histories(bench: Bench, base: Workload, length: int) -> Iterator[Loaded]:
     """A server whose users all have histories of `length` clicks, states encoded."""
     small = bench.small
-    small.build()
     with small.server(APART | {"slots": 1}) as server:
         fill_histories(small, server, users=base.users, length=length)
         made = Loaded(small, server, "auto", base, iter(range(SEED, SEED + 10_000)))
