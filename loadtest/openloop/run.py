@@ -32,6 +32,7 @@ class Counters:
     encodes: float
     scored: float
     busy_s: float
+    engine_cpu_s: float
     wasted_s: float
     useful_flops: float
     executed_flops: float
@@ -61,6 +62,7 @@ def counters(server: RunningServer) -> Counters:
         encodes=total(samples, "kunlun_engine_rows_total", graph="encode_user"),
         scored=total(samples, "kunlun_engine_rows_total", graph="score_candidates"),
         busy_s=total(samples, "kunlun_engine_busy_seconds_total"),
+        engine_cpu_s=total(samples, "kunlun_engine_cpu_seconds_total"),
         wasted_s=total(samples, "kunlun_wasted_engine_seconds_total"),
         useful_flops=total(samples, "kunlun_engine_useful_flops_total"),
         executed_flops=total(samples, "kunlun_engine_executed_flops_total"),

@@ -27,9 +27,13 @@ class Observer(Protocol):
         useful_flops: float,
         executed_flops: float,
         seconds: float,
+        cpu_seconds: float,
         reason: str,
     ) -> None:
-        """The engine ran a batch; `reason` is why it was dispatched (`serving.core.batching.Reason`)."""
+        """The engine ran a batch; `reason` is why it was dispatched (`serving.core.batching.Reason`).
+
+        `cpu_seconds`: CPU time of the slot's thread; of one-thread slots that is all the engine used.
+        """
 
     def wasted(self, graph: str, seconds: float) -> None:
         """Engine time that began after its caller had gone, or after the deadline: part of the busy time."""

@@ -116,6 +116,7 @@ class Outcome:
     executed_flops: float
     started: float
     seconds: float
+    cpu_seconds: float = 0.0
 
 
 class Scheduler:
@@ -285,10 +286,10 @@ class Scheduler:
             if not pieces:
                 return Outcome((), stale, {}, 0, 0.0, now, 0.0)
             stacked = self._stack(batch.group, pieces)
-        started = time.monotonic()
+        cpu, started = time.thread_time(), time.monotonic()
         outputs = session.run(batch.group.graph, stacked.inputs)
-        seconds = time.monotonic() - started
-        return Outcome(pieces, stale, outputs, stacked.padded_rows, stacked.executed_flops, started, seconds)
+        seconds, cpu_seconds = time.monotonic() - started, time.thread_time() - cpu
+        return Outcome(pieces, stale, outputs, stacked.padded_rows, stacked.executed_flops, started, seconds, cpu_seconds)
 
     def _stack(self, group: Group, pieces: tuple[Piece, ...]) -> Stacked:
         if group.graph == ENCODE_USER:
@@ -334,6 +335,7 @@ class Scheduler:
             sum(map(_useful_flops, outcome.ran)),
             outcome.executed_flops,
             outcome.seconds,
+            outcome.cpu_seconds,
             batch.reason.value,
         )
         # By the clock, not by what the code above meant to drop: what nobody could use any more when it started.

@@ -74,6 +74,9 @@ class ServingMetrics:
         self._busy = Counter(
             "kunlun_engine_busy_seconds", "Time inside the engine, summed over slots.", graph, registry=registry
         )
+        self._engine_cpu = Counter(
+            "kunlun_engine_cpu_seconds", "CPU time of the slots' own threads inside the engine.", graph, registry=registry
+        )
         self._wasted = Counter(
             "kunlun_wasted_engine_seconds",
             "Part of the busy time that began after its caller had gone or its deadline had passed.",
@@ -164,6 +167,7 @@ class ServingMetrics:
         useful_flops: float,
         executed_flops: float,
         seconds: float,
+        cpu_seconds: float,
         reason: str,
     ) -> None:
         """One finished engine call."""
@@ -173,6 +177,7 @@ class ServingMetrics:
         self._useful.labels(graph).inc(useful_flops)
         self._executed.labels(graph).inc(executed_flops)
         self._busy.labels(graph).inc(seconds)
+        self._engine_cpu.labels(graph).inc(cpu_seconds)
         self.window.add(useful_flops, executed_flops, seconds)
 
     def insane_scores(self) -> None:
@@ -234,5 +239,5 @@ def _known_series(m: ServingMetrics) -> Iterable[tuple[Counter | Histogram, list
     yield m._states, [("hit",), ("miss",)]
     yield m._events, [("stored",), ("duplicate",)]
     yield m._receipts, [(reason,) for reason in RECEIPT_REASONS]
-    for metric in (m._rows, m._padded_rows, m._useful, m._executed, m._busy, m._wasted):
+    for metric in (m._rows, m._padded_rows, m._useful, m._executed, m._busy, m._engine_cpu, m._wasted):
         yield metric, graphs

@@ -29,6 +29,7 @@ class SilentObserver:
         useful_flops: float,
         executed_flops: float,
         seconds: float,
+        cpu_seconds: float,
         reason: str,
     ) -> None: ...
 
@@ -61,7 +62,15 @@ class Recorder(SilentObserver):
         self.counts[reason] += 1
 
     def batch(
-        self, graph: str, rows: int, padded_rows: int, useful_flops: float, executed_flops: float, seconds: float, reason: str
+        self,
+        graph: str,
+        rows: int,
+        padded_rows: int,
+        useful_flops: float,
+        executed_flops: float,
+        seconds: float,
+        cpu_seconds: float,
+        reason: str,
     ) -> None:
         self.batches.append((graph, rows, padded_rows, useful_flops, executed_flops, reason))
 
