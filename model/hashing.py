@@ -29,7 +29,10 @@ def string_key(text: str, spec: HashSpec) -> int:
 
 def string_keys(texts: Iterable[str], spec: HashSpec) -> NDArray[np.int64]:
     """int64 keys of many strings, [N]."""
-    return np.fromiter((string_key(text, spec) for text in texts), dtype=np.int64)
+    digest, seed = xxhash.xxh64_intdigest, spec.seed
+    keys = np.array([digest(text.encode(), seed) for text in texts], dtype=np.uint64).view(np.int64)
+    keys[keys == MISSING_KEY] = MISSING_KEY + 1
+    return keys
 
 
 def bucket_of(keys: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:

@@ -33,7 +33,8 @@ class Ordering:
         named |= {name: columns[name] for name in self._columns}
         lowest = np.finfo(np.float64).min
         values = np.broadcast_to(self._expression.evaluate(named), (len(probabilities),))
-        values = np.nan_to_num(values, nan=lowest, neginf=lowest)
+        if not np.isfinite(values).all():
+            values = np.nan_to_num(values, nan=lowest, neginf=lowest)
         order = np.argsort(-values, kind="stable")
         return (order[:top_k] if top_k else order), values
 

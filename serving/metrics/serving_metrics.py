@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.registry import Collector
@@ -17,6 +18,7 @@ from serving.core.errors import ReceiptRejected
 from serving.core.types import RankResult, Rung
 from serving.metrics.engine_window import WINDOW_S, EngineWindow
 
+M = TypeVar("M", Counter, Histogram)
 STAGE_BUCKETS = tuple(0.0005 * math.sqrt(2) ** step for step in range(27))  # 0.5 ms … 4.1 s
 STAGES = ("total", "store", "queue", "encode", "score")
 METHODS = ("Rank", "RecordEvents", "ReportOutcomes")
@@ -42,6 +44,7 @@ class ServingMetrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.window = EngineWindow()
+        self._bound: dict[tuple[int, tuple[str, ...]], Any] = {}
 
         self._calls = Counter("kunlun_calls", "Finished calls.", ("method", "code"), registry=registry)
         self._call_seconds = Histogram(
@@ -143,14 +146,21 @@ class ServingMetrics:
         self._slots.set(slots)
         self.window.peak_flops, self.window.slots = peak_flops, slots
 
+    def _child(self, metric: M, *labels: str) -> M:
+        """The series of `labels`, looked up in one dictionary instead of behind the metric's lock."""
+        bound = self._bound.get((id(metric), labels))
+        if bound is None:
+            bound = self._bound[id(metric), labels] = metric.labels(*labels)
+        return bound
+
     # Observer of the core.
 
     def ranked(self, result: RankResult, total_s: float) -> None:
         """One answered Rank."""
         times = result.times
         for stage, seconds in zip(STAGES, (total_s, times.store_s, times.queue_s, times.encode_s, times.score_s), strict=True):
-            self._stages.labels(stage).observe(seconds)
-        self._rungs.labels(result.rung.name.lower()).inc()
+            self._child(self._stages, stage).observe(seconds)
+        self._child(self._rungs, result.rung.name.lower()).inc()
         self._candidates.inc(len(result.order))
         self._unknown_items.inc(result.unknown_items)
         self._unknown_users.inc(result.unknown_user)
@@ -171,13 +181,13 @@ class ServingMetrics:
         reason: str,
     ) -> None:
         """One finished engine call."""
-        self._batches.labels(graph, reason).inc()
-        self._rows.labels(graph).inc(rows)
-        self._padded_rows.labels(graph).inc(padded_rows)
-        self._useful.labels(graph).inc(useful_flops)
-        self._executed.labels(graph).inc(executed_flops)
-        self._busy.labels(graph).inc(seconds)
-        self._engine_cpu.labels(graph).inc(cpu_seconds)
+        self._child(self._batches, graph, reason).inc()
+        self._child(self._rows, graph).inc(rows)
+        self._child(self._padded_rows, graph).inc(padded_rows)
+        self._child(self._useful, graph).inc(useful_flops)
+        self._child(self._executed, graph).inc(executed_flops)
+        self._child(self._busy, graph).inc(seconds)
+        self._child(self._engine_cpu, graph).inc(cpu_seconds)
         self.window.add(useful_flops, executed_flops, seconds)
 
     def insane_scores(self) -> None:
@@ -194,7 +204,7 @@ class ServingMetrics:
 
     def user_state(self, hit: bool) -> None:
         """One cache lookup."""
-        self._states.labels("hit" if hit else "miss").inc()
+        self._child(self._states, "hit" if hit else "miss").inc()
 
     def user_state_bytes(self, total: int) -> None:
         """Bytes cached now."""
@@ -202,15 +212,15 @@ class ServingMetrics:
 
     def store_read(self, seconds: float, outcome: str) -> None:
         """One read of the store."""
-        self._store_reads.labels(outcome).inc()
+        self._child(self._store_reads, outcome).inc()
         self._store_seconds.observe(seconds)
 
     # Observers of the protocol.
 
     def called(self, method: str, code: str, seconds: float) -> None:
         """One finished call."""
-        self._calls.labels(method, code).inc()
-        self._call_seconds.labels(method).observe(seconds)
+        self._child(self._calls, method, code).inc()
+        self._child(self._call_seconds, method).observe(seconds)
 
     def rejected(self, error: Exception) -> None:
         """A call that ended with an error of the table."""

@@ -34,10 +34,12 @@ def item_keys(field: str, items: types_pb2.ItemIds, schema: Schema, at_most: int
     if not 0 < count <= at_most:
         raise InvalidField(f"{field}.{given}", f"1 to {at_most} item(s)" if at_most > 1 else "exactly one item", f"{count}")
     if strings:
-        if not 0 < len(min(items.keys, key=len)) <= len(max(items.keys, key=len)) <= MAX_ITEM_KEY:
-            at = next(i for i, key in enumerate(items.keys) if not 0 < len(key) <= MAX_ITEM_KEY)
-            raise InvalidField(f"{field}.keys[{at}]", f"1 to {MAX_ITEM_KEY} characters", f"{len(items.keys[at])}")
-        keys = string_keys(items.keys, schema.hash)
+        texts = list(items.keys)  # one pass over the message; a repeated field is slow to walk
+        lengths = list(map(len, texts))
+        if not 0 < min(lengths) <= max(lengths) <= MAX_ITEM_KEY:
+            at = next(i for i, length in enumerate(lengths) if not 0 < length <= MAX_ITEM_KEY)
+            raise InvalidField(f"{field}.keys[{at}]", f"1 to {MAX_ITEM_KEY} characters", f"{lengths[at]}")
+        keys = string_keys(texts, schema.hash)
     else:
         keys = np.array(items.ids, dtype=np.int64)
     _check_keys(f"{field}.{given}", keys, getattr(items, given))

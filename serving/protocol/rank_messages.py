@@ -88,17 +88,14 @@ class RankMessages:
         self, message: ranker_pb2.RankRequest, request: RankRequest, result: RankResult, receipt: bytes
     ) -> ranker_pb2.RankResponse:
         """The reply; stage timings are added by the service."""
-        order = result.order.tolist()
+        order, columns = result.order.tolist(), result.probabilities.T.tolist()
         return ranker_pb2.RankResponse(
             request_id=request.request_id,
             model=result.model,
             version=result.version,
             order=order,
             items=self._items(message.candidates, order),
-            scores=[
-                types_pb2.TaskScores(task=task, scores=result.probabilities[:, number].tolist())
-                for number, task in enumerate(self._tasks)
-            ],
+            scores=[types_pb2.TaskScores(task=task, scores=columns[number]) for number, task in enumerate(self._tasks)],
             values=result.values.tolist(),
             rung=int(result.rung),  # type: ignore[arg-type]
             rung_reason=result.rung_reason,
@@ -112,7 +109,7 @@ class RankMessages:
 
     def _items(self, candidates: types_pb2.ItemIds, order: Sequence[int]) -> types_pb2.ItemIds:
         if self._schema.item.id_type is IdType.STRING:
-            keys = candidates.keys
+            keys = list(candidates.keys)
             return types_pb2.ItemIds(keys=[keys[at] for at in order])
         return types_pb2.ItemIds(ids=np.array(candidates.ids, dtype=np.int64)[order].tolist())
 

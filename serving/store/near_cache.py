@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +41,14 @@ class NearCache:
 
     def lookup(self, keys: NDArray[np.int64]) -> tuple[Records, NDArray[np.bool_], NDArray[np.bool_]]:
         """Records [N] (missing where unknown), which have stored features [N], which are not cached [N]."""
-        get = self._slots.get
-        slots = np.fromiter((get(k, -1) for k in keys.tolist()), dtype=np.int64, count=len(keys))
+        slots = np.array(list(map(self._slots.get, keys.tolist(), repeat(-1))), dtype=np.int64)
+        expired = self._expires[slots] <= self._clock()  # of -1 as well, which is then overruled
+        if not (slots < 0).any() and not expired.any() and self._stored[slots].all():  # the usual case
+            self._touched[slots] = True
+            return self._records[slots], ~expired, expired
         absent = slots < 0
         safe = np.where(absent, 0, slots)
-        absent |= self._expires[safe] <= self._clock()
+        absent |= expired
         self._touched[safe[~absent]] = True
         found = self._stored[safe] & ~absent
         if found.all():

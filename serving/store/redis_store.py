@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import compress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,8 @@ import redis.asyncio as redis
 from numpy.typing import NDArray
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from model.history import read_window
 from model.records import ARRIVAL_MS, Records, event_dtype, feature_dtype, missing_records
@@ -70,6 +72,7 @@ class RedisStore:
         self.stats = StoreStats()
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
         self._events = {e.name: (e, event_dtype(e)) for e in schema.events}
+        self._windows = [(n, str(-read_window(e.cap) * dtype.itemsize)) for n, (e, dtype) in self._events.items()]
         # One immediate retry covers a pooled connection that the server has closed meanwhile.
         pool = redis.BlockingConnectionPool.from_url(
             url,
@@ -78,6 +81,7 @@ class RedisStore:
             socket_connect_timeout=self.options.timeout_s,
             retry=Retry(NoBackoff(), 1),
         )
+        self._pool = pool
         self._client = redis.Redis.from_pool(pool)
         script = files("serving.store").joinpath("append_events.lua").read_text(encoding="utf-8")
         self._append = self._client.register_script(script)
@@ -85,16 +89,15 @@ class RedisStore:
     async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
         """See `FeatureStore`: one pipeline, one round trip."""
         tag = self.keys.tag(user_id)
-        pipe = self._client.pipeline(transaction=False)
-        # Before the histories: a write between the two commands then makes the histories newer than the version, never older.
-        pipe.get(version_key(tag))
-        for event, dtype in self._events.values():
-            pipe.getrange(self.keys.history(tag, event.name), -read_window(event.cap) * dtype.itemsize, -1)
-        pipe.get(self.keys.user(tag))
+        # The version before the histories: a write in between then makes the histories newer than the version, never older.
+        commands: list[tuple[str, ...]] = [("GET", version_key(tag))]
+        for name, start in self._windows:
+            commands.append(("GETRANGE", self.keys.history(tag, name), start, "-1"))
+        commands.append(("GET", self.keys.user(tag)))
         if len(item_keys):
-            pipe.mget([self.keys.item(k) for k in item_keys.tolist()])
+            commands.append(("MGET", *map(self.keys.item, item_keys.tolist())))
         self.stats.reads += 1
-        replies = await self._guard(pipe.execute(raise_on_error=False), timeout_s, "read")
+        replies = await self._guard(self._exchange(commands), timeout_s, "read")
         version, user = replies[0], replies[len(self._events) + 1]
         histories = {
             name: self._records(reply, dtype)
@@ -108,6 +111,30 @@ class RedisStore:
             items=items,
             items_found=found,
         )
+
+    async def _exchange(self, commands: Sequence[tuple[str, ...]]) -> list[Any]:
+        """Replies of `commands`, sent together; an error of one command is its reply.
+
+        What a redis-py pipeline does, without its command objects and callbacks. A connection that is
+        left in the middle is closed: the rest of its replies must not answer the next caller.
+        """
+        packed = pack_commands(commands)
+        for last_try in (False, True):
+            connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            done = False
+            try:
+                await connection.send_packed_command(packed, check_health=False)
+                replies = [await _reply(connection) for _ in commands]
+                done = True
+                return replies
+            except (RedisConnectionError, OSError):
+                if last_try:  # once more at once covers a pooled connection that the server has closed meanwhile
+                    raise
+            finally:
+                if not done:
+                    await connection.disconnect(nowait=True)
+                await self._pool.release(connection)
+        raise AssertionError("unreachable")
 
     async def record_events(self, events: Sequence[UserEvent]) -> RecordedEvents:
         """See `FeatureStore`. The arrival time of every event is this call's time."""
@@ -220,7 +247,8 @@ class RedisStore:
 
     async def _guard(self, call: Awaitable[T], timeout_s: float, what: str) -> T:
         try:
-            return await asyncio.wait_for(call, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await call
         except NoScriptError:
             raise
         except TimeoutError as error:
@@ -256,10 +284,10 @@ class RedisStore:
         for i, value in enumerate(replies):
             if isinstance(value, bytes) and len(value) == width:
                 found[i] = True
-                if width:
-                    records[i] = np.frombuffer(value, dtype=self._item_dtype)[0]
             elif value is not None:
                 self.stats.corrupt_values += 1
+        if width and found.any():
+            records[found] = np.frombuffer(b"".join(compress(replies, found.tolist())), dtype=self._item_dtype)
         return records, found
 
     def _version(self, reply: Any) -> int:
@@ -276,6 +304,25 @@ class RedisStore:
         if isinstance(reply, RedisError) and not str(reply).startswith("WRONGTYPE"):
             self.stats.failures += 1
             raise StoreUnavailable(f"store: read: {reply}") from reply
+
+
+def pack_commands(commands: Sequence[tuple[str, ...]]) -> bytes:
+    """RESP of several commands."""
+    parts: list[bytes] = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for argument in command:
+            data = argument.encode()
+            parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
+
+
+async def _reply(connection: Any) -> Any:
+    """The next reply; an error the server sent is returned, not raised."""
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 def _without_secrets(url: str) -> str:
