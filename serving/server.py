@@ -127,7 +127,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         rank_messages = RankMessages(schema, manifest.model, manifest.version)
         _add_services(
             server,
-            RankerService(ranker, rank_messages, signer, config.default_deadline_ms / 1000),
+            RankerService(ranker, rank_messages, signer, guard, config.default_deadline_ms / 1000),
             EventsService(ranker, EventMessages(schema), metrics),
             FeedbackService(store, OutcomeMessages(schema, signer), metrics),
         )

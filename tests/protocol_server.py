@@ -143,7 +143,7 @@ class ProtocolServer:
         self._server = open_grpc_server(config, self.guard)
         messages = RankMessages(self.schema, MODEL, VERSION)
         ranker_pb2_grpc.add_RankerServicer_to_server(
-            RankerService(self.scorer, messages, self.signer, default_deadline_s=1.0), self._server
+            RankerService(self.scorer, messages, self.signer, self.guard, default_deadline_s=1.0), self._server
         )
         events_pb2_grpc.add_EventsServicer_to_server(
             EventsService(self.scorer, EventMessages(self.schema), self.metrics), self._server

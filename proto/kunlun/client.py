@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
 
 from kunlun.errors import FieldViolation, KunlunError, wire_fields
-from kunlun.v1 import events_pb2, events_pb2_grpc, feedback_pb2, feedback_pb2_grpc, ranker_pb2, ranker_pb2_grpc
-from kunlun.values import Event, EventToken, Outcome, RankReply, Value, Values, item_ids, one_row, per_item
+from kunlun.v1 import events_pb2, events_pb2_grpc, feedback_pb2, feedback_pb2_grpc, ranker_pb2_grpc
+from kunlun.values import Event, EventToken, Outcome, RankQuery, RankReply, StreamReply, Value, Values
 
 T = TypeVar("T")
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -95,21 +95,28 @@ class Client:
         `item_features` and request `columns` hold one value per item. `top_k` 0 returns all. `after`
         is the token of recorded events that must be seen. `time_ms` replays a past request.
         """
-        message = ranker_pb2.RankRequest(
-            request_id=request_id,
-            user_id=user_id,
-            model=model,
-            version=version,
-            candidates=item_ids(items),
-            candidate_features=per_item(item_features, columns),
-            context_features=one_row(context),
-            user_features=one_row(user),
-            top_k=top_k,
-            include_timings=include_timings,
-            min_event_token=after.token if isinstance(after, EventToken) else after,
-            time_ms=time_ms,
-        )
+        message = RankQuery(
+            *(user_id, items, context, user, item_features, columns, top_k),
+            *(include_timings, after, request_id, model, version, time_ms),
+        ).message()
         return RankReply.of(self._call(self._ranker.Rank, message, timeout_s))
+
+    def rank_stream(self, queries: Iterable[RankQuery], *, timeout_s: float | None = None) -> Iterator[StreamReply]:
+        """Rank many queries over one stream; replies come as they are ready, matched by `request_id`.
+
+        `queries` is read in another thread and may go on for as long as the stream lives; every query needs a
+        `request_id`, and its `budget_ms` is its own deadline. A query that fails yields its error and the rest
+        goes on; nothing is repeated. `timeout_s` ends the whole stream (default: no limit), as does closing the
+        iterator, which cancels what is in flight. Raises `KunlunError` when the stream itself breaks.
+        """
+        call = self._ranker.RankStream((query.stream_message() for query in queries), timeout=timeout_s)
+        try:
+            for reply in call:
+                yield StreamReply.of(reply)
+        except grpc.RpcError as failure:
+            raise KunlunError.of(failure) from failure
+        finally:
+            call.cancel()
 
     def record_events(self, events: Sequence[Event], *, timeout_s: float | None = None) -> EventToken:
         """Append events to users' histories; returns once they are stored. Raises `KunlunError`."""
@@ -154,4 +161,4 @@ def _pause_s(error: KunlunError, attempt: int) -> float | None:
     return None
 
 
-__all__ = ["Client", "Event", "EventToken", "FieldViolation", "KunlunError", "Outcome", "RankReply"]
+__all__ = ["Client", "Event", "EventToken", "FieldViolation", "KunlunError", "Outcome", "RankQuery", "RankReply", "StreamReply"]

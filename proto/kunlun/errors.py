@@ -45,12 +45,17 @@ class KunlunError(Exception):
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> KunlunError:
-        """The error of a failed call; unreadable details are left out."""
+        """The error of a failed call."""
         trailers: dict[str, Any] = {item.key: item.value for item in error.trailing_metadata() or ()}
+        return cls.read(error.code().name, error.details() or "", trailers.get(DETAILS_TRAILER, b""))
+
+    @classmethod
+    def read(cls, code: str, message: str, status: bytes) -> KunlunError:
+        """From a code and a serialized `google.rpc.Status`; unreadable details are left out."""
         violations: tuple[FieldViolation, ...] = ()
         retry_after_s = None
         try:
-            for detail in _details(trailers.get(DETAILS_TRAILER, b"")):
+            for detail in _details(status):
                 if detail.TypeName() == _BAD_REQUEST:
                     violations += tuple(_violation(data) for data in _submessages(detail.value, _VIOLATIONS))
                 elif detail.TypeName() == _RETRY_INFO:
@@ -58,7 +63,7 @@ class KunlunError(Exception):
                         retry_after_s = Duration.FromString(data).ToNanoseconds() / 1e9
         except DecodeError:
             pass
-        return cls(error.code().name, error.details() or "", violations, retry_after_s)
+        return cls(code, message, violations, retry_after_s)
 
 
 def _details(status: bytes) -> Iterable[AnyMessage]:

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
+import grpc
+
+from kunlun.errors import KunlunError
 from kunlun.v1 import events_pb2, feedback_pb2, ranker_pb2, types_pb2
 
 Value = str | int | float
@@ -64,6 +67,65 @@ class RankReply:
             if message.HasField("timings")
             else None,
         )
+
+
+@dataclass(frozen=True)
+class RankQuery:
+    """One ranking request; see `kunlun.client.Client.rank`. `budget_ms`: its deadline on a stream (0: the server's default)."""
+
+    user_id: str
+    items: Sequence[str] | Sequence[int]
+    context: Mapping[str, Values] | None = None
+    user: Mapping[str, Values] | None = None
+    item_features: Mapping[str, Sequence[Values]] | None = None
+    columns: Mapping[str, Sequence[Value]] | None = None
+    top_k: int = 0
+    include_timings: bool = False
+    after: EventToken | str = ""
+    request_id: str = ""
+    model: str = ""
+    version: str = ""
+    time_ms: int = 0
+    budget_ms: int = 0
+
+    def message(self) -> ranker_pb2.RankRequest:
+        """The query on the wire."""
+        return ranker_pb2.RankRequest(
+            request_id=self.request_id,
+            user_id=self.user_id,
+            model=self.model,
+            version=self.version,
+            candidates=item_ids(self.items),
+            candidate_features=per_item(self.item_features, self.columns),
+            context_features=one_row(self.context),
+            user_features=one_row(self.user),
+            top_k=self.top_k,
+            include_timings=self.include_timings,
+            min_event_token=self.after.token if isinstance(self.after, EventToken) else self.after,
+            time_ms=self.time_ms,
+        )
+
+    def stream_message(self) -> ranker_pb2.RankStreamRequest:
+        """The query as a message of a stream."""
+        return ranker_pb2.RankStreamRequest(rank=self.message(), budget_ms=self.budget_ms)
+
+
+@dataclass(frozen=True)
+class StreamReply:
+    """The answer to one query of a stream: a reply, or the error of this query alone."""
+
+    request_id: str
+    reply: RankReply | None
+    error: KunlunError | None
+
+    @classmethod
+    def of(cls, message: ranker_pb2.RankStreamResponse) -> StreamReply:
+        """The answer as plain values."""
+        if message.HasField("rank"):
+            return cls(message.request_id, RankReply.of(message.rank), None)
+        status = message.status
+        name = next((code.name for code in grpc.StatusCode if code.value[0] == status.code), "UNKNOWN")
+        return cls(message.request_id, None, KunlunError.read(name, status.message, status.details))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from serving.metrics.engine_window import WINDOW_S, EngineWindow
 M = TypeVar("M", Counter, Histogram)
 STAGE_BUCKETS = tuple(0.0005 * math.sqrt(2) ** step for step in range(27))  # 0.5 ms … 4.1 s
 STAGES = ("total", "store", "queue", "encode", "score")
-METHODS = ("Rank", "RecordEvents", "ReportOutcomes")
+METHODS = ("Rank", "RankStream", "RecordEvents", "ReportOutcomes")
 CODES = (
     "OK",
     "INVALID_ARGUMENT",

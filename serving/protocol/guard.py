@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from serving.core.errors import InvalidField, ServingError, Unready
 from serving.protocol.errors import code_of, message_of, trailing_details
 
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _OURS = "/kunlun."
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -45,6 +46,14 @@ class _Unusable:
     error: InvalidField
 
 
+@dataclass(frozen=True)
+class Failed:
+    """How one message ended without a reply."""
+
+    code: grpc.StatusCode
+    error: Exception
+
+
 class Guard(grpc.aio.ServerInterceptor):
     """Owns whether calls are accepted (`ready`); set by the server after warm-up."""
 
@@ -60,7 +69,15 @@ class Guard(grpc.aio.ServerInterceptor):
         """Wrap the handlers of our services."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or handler.unary_unary is None or not method.startswith(_OURS):
+        if handler is None or not method.startswith(_OURS):
+            return handler
+        if handler.stream_stream is not None:  # the service guards each message by `attempt`
+            return grpc.stream_stream_rpc_method_handler(
+                handler.stream_stream,
+                request_deserializer=self._bounded(handler.request_deserializer),
+                response_serializer=handler.response_serializer,
+            )
+        if handler.unary_unary is None:
             return handler
         return grpc.unary_unary_rpc_method_handler(
             self._guarded(method.rsplit("/", 1)[-1], handler.unary_unary),
@@ -81,23 +98,31 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _guarded(self, method: str, handler: Handler) -> Handler:
         async def call(request: Any, context: Any) -> Any:
-            began, code = time.perf_counter(), grpc.StatusCode.CANCELLED
-            try:
-                if isinstance(request, _Unusable):
-                    raise request.error
-                if not self.ready:
-                    raise Unready("the server is starting or stopping")
-                response = await handler(request, context)
-                code = grpc.StatusCode.OK
-                return response
-            except Exception as error:
-                code, failure = code_of(error), error
-            finally:
-                self._observer.called(method, code.name, time.perf_counter() - began)
-            self._report(method, failure)
-            return await context.abort(code, message_of(failure), trailing_details(failure))
+            response = await self.attempt(method, request, lambda: handler(request, context))
+            if isinstance(response, Failed):
+                error = response.error
+                return await context.abort(response.code, message_of(error), trailing_details(error))
+            return response
 
         return call
+
+    async def attempt(self, method: str, request: Any, work: Callable[[], Awaitable[T]]) -> T | Failed:
+        """Answer one message by `work`: readable and accepted ones only; counts it, and returns what it raises."""
+        began, code = time.perf_counter(), grpc.StatusCode.CANCELLED
+        try:
+            if isinstance(request, _Unusable):
+                raise request.error
+            if not self.ready:
+                raise Unready("the server is starting or stopping")
+            response = await work()
+            code = grpc.StatusCode.OK
+            return response
+        except Exception as error:
+            code, failure = code_of(error), error
+        finally:
+            self._observer.called(method, code.name, time.perf_counter() - began)
+        self._report(method, failure)
+        return Failed(code, failure)
 
     def _report(self, method: str, failure: Exception) -> None:
         if code_of(failure) is grpc.StatusCode.INTERNAL:

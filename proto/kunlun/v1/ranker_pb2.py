@@ -25,19 +25,25 @@ _sym_db = _symbol_database.Default()
 from kunlun.v1 import types_pb2 as kunlun_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kunlun/v1/ranker.proto\x12\tkunlun.v1\x1a\x15kunlun/v1/types.proto\"\xe7\x02\n\x0bRankRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12&\n\ncandidates\x18\x05 \x01(\x0b\x32\x12.kunlun.v1.ItemIds\x12\x34\n\x12\x63\x61ndidate_features\x18\x06 \x03(\x0b\x32\x18.kunlun.v1.FeatureColumn\x12\x32\n\x10\x63ontext_features\x18\x07 \x03(\x0b\x32\x18.kunlun.v1.FeatureColumn\x12/\n\ruser_features\x18\x08 \x03(\x0b\x32\x18.kunlun.v1.FeatureColumn\x12\r\n\x05top_k\x18\t \x01(\r\x12\x17\n\x0finclude_timings\x18\n \x01(\x08\x12\x17\n\x0fmin_event_token\x18\x0b \x01(\t\x12\x0f\n\x07time_ms\x18\x0c \x01(\x03\"\x92\x03\n\x0cRankResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05order\x18\x04 \x03(\r\x12!\n\x05items\x18\x05 \x01(\x0b\x32\x12.kunlun.v1.ItemIds\x12%\n\x06scores\x18\x06 \x03(\x0b\x32\x15.kunlun.v1.TaskScores\x12\x0e\n\x06values\x18\x07 \x03(\x01\x12\x1d\n\x04rung\x18\x08 \x01(\x0e\x32\x0f.kunlun.v1.Rung\x12\x13\n\x0brung_reason\x18\t \x01(\t\x12\x1b\n\x13newest_event_age_ms\x18\n \x01(\x03\x12\x16\n\x0ehistory_length\x18\x0b \x01(\r\x12\x19\n\x11user_state_cached\x18\x0c \x01(\x08\x12\x15\n\runknown_items\x18\r \x01(\r\x12\x14\n\x0cunknown_user\x18\x0e \x01(\x08\x12\x0f\n\x07receipt\x18\x0f \x01(\x0c\x12#\n\x07timings\x18\x10 \x01(\x0b\x32\x12.kunlun.v1.Timings\"x\n\x07Timings\x12\x12\n\nconvert_us\x18\x01 \x01(\r\x12\x10\n\x08store_us\x18\x02 \x01(\r\x12\x10\n\x08queue_us\x18\x03 \x01(\r\x12\x11\n\tencode_us\x18\x04 \x01(\r\x12\x10\n\x08score_us\x18\x05 \x01(\r\x12\x10\n\x08total_us\x18\x06 \x01(\r2A\n\x06Ranker\x12\x37\n\x04Rank\x12\x16.kunlun.v1.RankRequest\x1a\x17.kunlun.v1.RankResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kunlun/v1/ranker.proto\x12\tkunlun.v1\x1a\x15kunlun/v1/types.proto\"L\n\x11RankStreamRequest\x12$\n\x04rank\x18\x01 \x01(\x0b\x32\x16.kunlun.v1.RankRequest\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\"\x84\x01\n\x12RankStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x04rank\x18\x02 \x01(\x0b\x32\x17.kunlun.v1.RankResponseH\x00\x12\'\n\x06status\x18\x03 \x01(\x0b\x32\x15.kunlun.v1.RankStatusH\x00\x42\x08\n\x06result\"<\n\nRankStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\x03 \x01(\x0c\"\xe7\x02\n\x0bRankRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12&\n\ncandidates\x18\x05 \x01(\x0b\x32\x12.kunlun.v1.ItemIds\x12\x34\n\x12\x63\x61ndidate_features\x18\x06 \x03(\x0b\x32\x18.kunlun.v1.FeatureColumn\x12\x32\n\x10\x63ontext_features\x18\x07 \x03(\x0b\x32\x18.kunlun.v1.FeatureColumn\x12/\n\ruser_features\x18\x08 \x03(\x0b\x32\x18.kunlun.v1.FeatureColumn\x12\r\n\x05top_k\x18\t \x01(\r\x12\x17\n\x0finclude_timings\x18\n \x01(\x08\x12\x17\n\x0fmin_event_token\x18\x0b \x01(\t\x12\x0f\n\x07time_ms\x18\x0c \x01(\x03\"\x92\x03\n\x0cRankResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05order\x18\x04 \x03(\r\x12!\n\x05items\x18\x05 \x01(\x0b\x32\x12.kunlun.v1.ItemIds\x12%\n\x06scores\x18\x06 \x03(\x0b\x32\x15.kunlun.v1.TaskScores\x12\x0e\n\x06values\x18\x07 \x03(\x01\x12\x1d\n\x04rung\x18\x08 \x01(\x0e\x32\x0f.kunlun.v1.Rung\x12\x13\n\x0brung_reason\x18\t \x01(\t\x12\x1b\n\x13newest_event_age_ms\x18\n \x01(\x03\x12\x16\n\x0ehistory_length\x18\x0b \x01(\r\x12\x19\n\x11user_state_cached\x18\x0c \x01(\x08\x12\x15\n\runknown_items\x18\r \x01(\r\x12\x14\n\x0cunknown_user\x18\x0e \x01(\x08\x12\x0f\n\x07receipt\x18\x0f \x01(\x0c\x12#\n\x07timings\x18\x10 \x01(\x0b\x32\x12.kunlun.v1.Timings\"x\n\x07Timings\x12\x12\n\nconvert_us\x18\x01 \x01(\r\x12\x10\n\x08store_us\x18\x02 \x01(\r\x12\x10\n\x08queue_us\x18\x03 \x01(\r\x12\x11\n\tencode_us\x18\x04 \x01(\r\x12\x10\n\x08score_us\x18\x05 \x01(\r\x12\x10\n\x08total_us\x18\x06 \x01(\r2\x90\x01\n\x06Ranker\x12\x37\n\x04Rank\x12\x16.kunlun.v1.RankRequest\x1a\x17.kunlun.v1.RankResponse\x12M\n\nRankStream\x12\x1c.kunlun.v1.RankStreamRequest\x1a\x1d.kunlun.v1.RankStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kunlun.v1.ranker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RANKREQUEST']._serialized_start=61
-  _globals['_RANKREQUEST']._serialized_end=420
-  _globals['_RANKRESPONSE']._serialized_start=423
-  _globals['_RANKRESPONSE']._serialized_end=825
-  _globals['_TIMINGS']._serialized_start=827
-  _globals['_TIMINGS']._serialized_end=947
-  _globals['_RANKER']._serialized_start=949
-  _globals['_RANKER']._serialized_end=1014
+  _globals['_RANKSTREAMREQUEST']._serialized_start=60
+  _globals['_RANKSTREAMREQUEST']._serialized_end=136
+  _globals['_RANKSTREAMRESPONSE']._serialized_start=139
+  _globals['_RANKSTREAMRESPONSE']._serialized_end=271
+  _globals['_RANKSTATUS']._serialized_start=273
+  _globals['_RANKSTATUS']._serialized_end=333
+  _globals['_RANKREQUEST']._serialized_start=336
+  _globals['_RANKREQUEST']._serialized_end=695
+  _globals['_RANKRESPONSE']._serialized_start=698
+  _globals['_RANKRESPONSE']._serialized_end=1100
+  _globals['_TIMINGS']._serialized_start=1102
+  _globals['_TIMINGS']._serialized_end=1222
+  _globals['_RANKER']._serialized_start=1225
+  _globals['_RANKER']._serialized_end=1369
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RankStreamRequest(_message.Message):
+    __slots__ = ("rank", "budget_ms")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_MS_FIELD_NUMBER: _ClassVar[int]
+    rank: RankRequest
+    budget_ms: int
+    def __init__(self, rank: _Optional[_Union[RankRequest, _Mapping]] = ..., budget_ms: _Optional[int] = ...) -> None: ...
+
+class RankStreamResponse(_message.Message):
+    __slots__ = ("request_id", "rank", "status")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    rank: RankResponse
+    status: RankStatus
+    def __init__(self, request_id: _Optional[str] = ..., rank: _Optional[_Union[RankResponse, _Mapping]] = ..., status: _Optional[_Union[RankStatus, _Mapping]] = ...) -> None: ...
+
+class RankStatus(_message.Message):
+    __slots__ = ("code", "message", "details")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    details: bytes
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., details: _Optional[bytes] = ...) -> None: ...
+
 class RankRequest(_message.Message):
     __slots__ = ("request_id", "user_id", "model", "version", "candidates", "candidate_features", "context_features", "user_features", "top_k", "include_timings", "min_event_token", "time_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

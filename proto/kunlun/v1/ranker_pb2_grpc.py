@@ -40,6 +40,11 @@ class RankerStub:
                 request_serializer=kunlun_dot_v1_dot_ranker__pb2.RankRequest.SerializeToString,
                 response_deserializer=kunlun_dot_v1_dot_ranker__pb2.RankResponse.FromString,
                 _registered_method=True)
+        self.RankStream = channel.stream_stream(
+                '/kunlun.v1.Ranker/RankStream',
+                request_serializer=kunlun_dot_v1_dot_ranker__pb2.RankStreamRequest.SerializeToString,
+                response_deserializer=kunlun_dot_v1_dot_ranker__pb2.RankStreamResponse.FromString,
+                _registered_method=True)
 
 
 class RankerServicer:
@@ -53,6 +58,14 @@ class RankerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RankStream(self, request_iterator, context):
+        """Many requests over one stream. Replies come as they are ready, in any order, matched by request_id; a request that
+        fails is answered with its status and does not end the stream. Ending the call cancels what is in flight.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RankerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_RankerServicer_to_server(servicer, server):
                     servicer.Rank,
                     request_deserializer=kunlun_dot_v1_dot_ranker__pb2.RankRequest.FromString,
                     response_serializer=kunlun_dot_v1_dot_ranker__pb2.RankResponse.SerializeToString,
+            ),
+            'RankStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.RankStream,
+                    request_deserializer=kunlun_dot_v1_dot_ranker__pb2.RankStreamRequest.FromString,
+                    response_serializer=kunlun_dot_v1_dot_ranker__pb2.RankStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class Ranker:
             '/kunlun.v1.Ranker/Rank',
             kunlun_dot_v1_dot_ranker__pb2.RankRequest.SerializeToString,
             kunlun_dot_v1_dot_ranker__pb2.RankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RankStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/kunlun.v1.Ranker/RankStream',
+            kunlun_dot_v1_dot_ranker__pb2.RankStreamRequest.SerializeToString,
+            kunlun_dot_v1_dot_ranker__pb2.RankStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
