@@ -123,6 +123,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         await stack.enter_async_context(_online_ne(config, artifact, store, metrics))
 
         guard = Guard(config.max_message_bytes, metrics)
+        guard.refusal, guard.refused = ranker.refusal, metrics.refused
         server = open_grpc_server(config, guard)
         rank_messages = RankMessages(schema, manifest.model, manifest.version)
         _add_services(

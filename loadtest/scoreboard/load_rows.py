@@ -23,6 +23,7 @@ from loadtest.openloop.report import plot_latencies
 from loadtest.openloop.run import Run, send
 from loadtest.openloop.workload import Workload, draw
 from loadtest.processes import RunningServer
+from loadtest.prometheus_text import scrape, total
 from loadtest.scoreboard.figure import Figure, Row
 from model.cli.console import note
 from serving.config import available_cpus
@@ -47,6 +48,10 @@ class Loaded:
     precision: str
     base: Workload
     seeds: Iterator[int]
+
+    def device_peak_flops(self) -> float:
+        """Matrix-product peak of one slot, as the server tells it."""
+        return total(scrape(f"http://{self.server.metrics}/metrics"), "kunlun_device_peak_flops")
 
     def run(self, rate: float, seconds: float = RUN_S, *, keep_replies: bool = False, **changes: Any) -> Run:
         """One run of the base workload at `rate` with `changes`."""

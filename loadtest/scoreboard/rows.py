@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from loadtest.scoreboard.engine_rows import ENGINE
 from loadtest.scoreboard.exactness import EXACTNESS
 from loadtest.scoreboard.figure import Row
 from loadtest.scoreboard.host_rows import HOST
 from loadtest.scoreboard.load_rows import LOAD
+from loadtest.scoreboard.scheduling_rows import SCHEDULING
 
-ROWS: tuple[Row, ...] = tuple(sorted((*EXACTNESS, *LOAD, *HOST), key=lambda row: int(row.id[1:])))
-LATER = ("S3", "S5", "S6", "S7", "S9", "S10", "S15")
+ROWS: tuple[Row, ...] = tuple(sorted((*EXACTNESS, *LOAD, *HOST, *ENGINE, *SCHEDULING), key=lambda row: int(row.id[1:])))
+LATER = ("S3", "S9", "S10")

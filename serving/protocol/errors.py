@@ -8,6 +8,9 @@ the table becomes INTERNAL without its text: nobody outside sees what a bug said
 
 from __future__ import annotations
 
+import functools
+import math
+
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -57,6 +60,16 @@ def trailing_details(error: BaseException) -> tuple[tuple[str, bytes], ...]:
     for detail in _details(error):
         status.details.add().Pack(detail)
     return ((DETAILS_TRAILER, status.SerializeToString()),)
+
+
+def overload_details(error: Overloaded) -> tuple[tuple[str, bytes], ...]:
+    """`trailing_details` of an overload, made once per message and whole millisecond of advice."""
+    return _overload_details(str(error), math.ceil(error.retry_after_s * 1e3))
+
+
+@functools.lru_cache(maxsize=256)
+def _overload_details(message: str, retry_after_ms: int) -> tuple[tuple[str, bytes], ...]:
+    return trailing_details(Overloaded(message, retry_after_ms / 1e3))
 
 
 def _details(error: BaseException) -> list[Message]:

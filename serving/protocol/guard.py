@@ -9,6 +9,7 @@ the table are logged with their traceback and leave as INTERNAL without their te
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from serving.core.errors import InvalidField, ServingError, Unready
-from serving.protocol.errors import code_of, message_of, trailing_details
+from serving.core.errors import InvalidField, Overloaded, ServingError, Unready
+from serving.protocol.errors import code_of, message_of, overload_details, trailing_details
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _OURS = "/kunlun."
+_LATER = None
+"""No deserializer: the handler gets bytes, and parses them once it is known that the call is wanted."""
 Handler = Callable[[Any, Any], Awaitable[Any]]
+Refusal = Callable[[float], Overloaded | None]
 
 
 class CallObserver(Protocol):
@@ -60,6 +64,11 @@ class Guard(grpc.aio.ServerInterceptor):
     def __init__(self, max_message_bytes: int, observer: CallObserver) -> None:
         self._max_bytes, self._observer = max_message_bytes, observer
         self.ready = False
+        self._wrapped: dict[str, tuple[Handler, Callable[[bytes], Any]]] = {}
+        self.refusal: Refusal | None = None
+        """Why a Rank that must be answered by this time (`time.monotonic()`) is refused unread; None: no such gate."""
+        self.refused: Callable[[str], None] = lambda reason: None
+        """Told of every Rank that `refusal` turned away; the core never sees it."""
 
     async def intercept_service(
         self,
@@ -79,10 +88,14 @@ class Guard(grpc.aio.ServerInterceptor):
             )
         if handler.unary_unary is None:
             return handler
+        guarded, parse = self._wrapped.get(method, (None, None))
+        if guarded is None or parse is None:
+            name = method.rsplit("/", 1)[-1]
+            parse = self._bounded(handler.request_deserializer)
+            guarded = self._guarded(name, handler.unary_unary, parse)
+            self._wrapped[method] = guarded, parse
         return grpc.unary_unary_rpc_method_handler(
-            self._guarded(method.rsplit("/", 1)[-1], handler.unary_unary),
-            request_deserializer=self._bounded(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+            guarded, request_deserializer=_LATER, response_serializer=handler.response_serializer
         )
 
     def _bounded(self, parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
@@ -96,8 +109,18 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return parse_bounded
 
-    def _guarded(self, method: str, handler: Handler) -> Handler:
-        async def call(request: Any, context: Any) -> Any:
+    def _guarded(self, method: str, handler: Handler, parse: Callable[[bytes], Any]) -> Handler:
+        may_refuse = method == "Rank"
+
+        async def call(data: bytes, context: Any) -> Any:
+            if may_refuse and self.refusal is not None and self.ready:
+                left_s = context.time_remaining()
+                refusal = self.refusal(math.inf if left_s is None else time.monotonic() + left_s)
+                if refusal is not None:  # before the message is parsed: the less a refusal costs, the more can be served
+                    self._observer.called(method, "RESOURCE_EXHAUSTED", 0.0)
+                    self.refused("overloaded")
+                    return await context.abort(code_of(refusal), str(refusal), overload_details(refusal))
+            request = parse(data)
             response = await self.attempt(method, request, lambda: handler(request, context))
             if isinstance(response, Failed):
                 error = response.error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -280,3 +281,32 @@ def test_a_caller_who_leaves_is_counted_as_cancelled(server: ProtocolServer, cha
     server.run(until_counted())
     server.run(set_hold(False))
     assert not math.isnan(before)
+
+
+def test_the_gate_refuses_before_the_message_is_parsed(server: ProtocolServer, channel: grpc.Channel) -> None:
+    asked: list[float] = []
+    refused: list[str] = []
+
+    def refusal(deadline: float) -> Overloaded | None:
+        asked.append(deadline - time.monotonic())
+        return Overloaded("the queue is full", 0.25)
+
+    served = len(server.scorer.requests)
+    unparsable = channel.unary_unary("/kunlun.v1.Ranker/Rank")
+    server.guard.refusal, server.guard.refused = refusal, refused.append
+    try:
+        with pytest.raises(grpc.RpcError) as caught:
+            unparsable(b"\xff\xff\xff", timeout=5)
+    finally:
+        server.guard.refusal = None
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full")
+    status = status_pb2.Status.FromString(dict(caught.value.trailing_metadata())["grpc-status-details-bin"])
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(retry)
+    assert retry.retry_delay.ToNanoseconds() == 250_000_000
+    assert 4 < asked[0] <= 5.01
+    assert refused == ["overloaded"]
+    assert len(server.scorer.requests) == served
+    with pytest.raises(grpc.RpcError) as caught:
+        unparsable(b"\xff\xff\xff", timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -1,0 +1,1 @@
+"""Schedulers to compare with: what servers without ranking-specific scheduling do."""
