@@ -25,8 +25,6 @@ from serving.protocol.errors import code_of, message_of, overload_details, trail
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _OURS = "/kunlun."
-_LATER = None
-"""No deserializer: the handler gets bytes, and parses them once it is known that the call is wanted."""
 Handler = Callable[[Any, Any], Awaitable[Any]]
 Refusal = Callable[[float], Overloaded | None]
 
@@ -88,6 +86,7 @@ class Guard(grpc.aio.ServerInterceptor):
             )
         if handler.unary_unary is None:
             return handler
+        # Without a deserializer the handler gets bytes, and parses them once it is known that the call is wanted.
         guarded, parse = self._wrapped.get(method, (None, None))
         if guarded is None or parse is None:
             name = method.rsplit("/", 1)[-1]
@@ -95,7 +94,7 @@ class Guard(grpc.aio.ServerInterceptor):
             guarded = self._guarded(name, handler.unary_unary, parse)
             self._wrapped[method] = guarded, parse
         return grpc.unary_unary_rpc_method_handler(
-            guarded, request_deserializer=_LATER, response_serializer=handler.response_serializer
+            guarded, request_deserializer=None, response_serializer=handler.response_serializer
         )
 
     def _bounded(self, parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
