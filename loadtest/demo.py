@@ -89,6 +89,7 @@ class Demo:
             "requests": len(requests),
             "errors": result.errors,
             "rungs": result.rungs,
+            "precision": stages["compile"]["precision"],
             "parity": stages["compile"]["parity"]["max_probability_error"],
             "train_seconds": stages["train"]["seconds"],
             "seconds": round(time.perf_counter() - began, 1),

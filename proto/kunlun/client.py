@@ -1,8 +1,8 @@
 """The Python client of a kunlun server. Depends on grpcio and protobuf alone.
 
 One `Client` per process is enough: it is thread-safe and keeps its connections. Every call has a
-deadline that covers all its attempts. Calls that the server refused for now (UNAVAILABLE, or
-RESOURCE_EXHAUSTED with retry advice) are repeated after the advised pause, with jitter, while the
+deadline that covers all its attempts. Calls that the server refused for now (UNAVAILABLE,
+RESOURCE_EXHAUSTED with retry advice, or CANCELLED by a server that was stopping) are repeated after the advised pause, with jitter, while the
 deadline allows; all calls are safe to repeat (events carry their ids).
 """
 
@@ -56,6 +56,7 @@ class Client:
         else:
             self._channel = grpc.secure_channel(target, credentials, options=arguments)
         self._timeout_s, self._retries = timeout_s, retries
+        self._closed = False
         self._ranker = ranker_pb2_grpc.RankerStub(self._channel)  # type: ignore[no-untyped-call]
         self._events = events_pb2_grpc.EventsStub(self._channel)  # type: ignore[no-untyped-call]
         self._feedback = feedback_pb2_grpc.FeedbackStub(self._channel)  # type: ignore[no-untyped-call]
@@ -69,6 +70,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; calls in flight are cancelled."""
+        self._closed = True
         self._channel.close()
 
     def rank(
@@ -146,7 +148,7 @@ class Client:
             except grpc.RpcError as failure:
                 error = KunlunError.of(failure)
                 pause_s = _pause_s(error, attempt)
-                if pause_s is None or attempt == self._retries or time.monotonic() + pause_s >= deadline:
+                if pause_s is None or self._closed or attempt == self._retries or time.monotonic() + pause_s >= deadline:
                     raise error from failure
                 time.sleep(pause_s)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -156,7 +158,7 @@ def _pause_s(error: KunlunError, attempt: int) -> float | None:
     """How long to wait before the next attempt; None when repeating cannot help."""
     if error.retry_after_s is not None and error.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
         return error.retry_after_s * random.uniform(1, 1 + _JITTER)
-    if error.code == "UNAVAILABLE":
+    if error.code in ("UNAVAILABLE", "CANCELLED"):  # we cancel nothing: a call that met a stopping server may be dropped so
         return random.uniform(0.5, 1) * float(min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S))
     return None
 

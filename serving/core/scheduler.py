@@ -130,7 +130,7 @@ class Scheduler:
         self._dispatcher = self._new_dispatcher(0)
         self._slots: list[EngineSlot[Order, Outcome]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._reserved_s = 0.0
+        self._reserved_s, self._reservations = 0.0, 0
 
     async def start(self) -> None:
         """Open and warm every slot; raises what the engine raised."""
@@ -218,6 +218,7 @@ class Scheduler:
     def reserved(self, seconds: float) -> Iterator[Reservation]:
         """Count work that a request will submit later (it reads or encodes first), until it is released."""
         self._reserved_s += seconds
+        self._reservations += 1
 
         def release(held: float) -> None:
             self._reserved_s -= held
@@ -227,6 +228,9 @@ class Scheduler:
             yield reservation
         finally:
             reservation.release()
+            self._reservations -= 1
+            if not self._reservations:
+                self._reserved_s = 0.0  # sums of floats drift
 
     def admit(self, candidates: int, deadline: float, now: float) -> None:
         """Refuse what cannot be answered in time; raises `DeadlineExpired` or `Overloaded`."""

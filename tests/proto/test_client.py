@@ -6,12 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import grpc
 import pytest
 from protocol_server import ProtocolServer, protocol_server
 
 from kunlun.client import Client, Event, FieldViolation, KunlunError, Outcome
+from kunlun.v1 import events_pb2
 from serving.core.errors import Overloaded, StoreUnavailable
 
 ITEMS = ["a", "b", "c", "d"]
@@ -113,6 +116,36 @@ def test_retries_are_counted_and_can_be_turned_off(server: ProtocolServer) -> No
     with Client(server.address, timeout_s=5, retries=0) as client, pytest.raises(KunlunError, match="UNAVAILABLE: away"):
         client.rank("ann", ITEMS, columns=BIDS)
     assert server.scorer.fail == []
+
+
+def test_a_call_that_a_stopping_server_dropped_is_repeated() -> None:
+    with dropping_server(drops=1) as address, Client(address, timeout_s=5) as client:
+        assert client.record_events([Event("ann", "click", "a")]).stored == 1
+    with dropping_server(drops=1) as address, Client(address, timeout_s=5, retries=0) as client:
+        with pytest.raises(KunlunError, match="CANCELLED"):
+            client.record_events([Event("ann", "click", "a")])
+
+
+@contextmanager
+def dropping_server(drops: int) -> Iterator[str]:
+    """A gRPC server that drops the first calls as one does that is told to stop while it receives them."""
+    left = iter(range(drops))
+
+    def record(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if next(left, None) is not None:
+            context.cancel()
+        return events_pb2.RecordEventsResponse(stored=1).SerializeToString()
+
+    service = events_pb2.DESCRIPTOR.services_by_name["Events"].full_name
+    server = grpc.server(ThreadPoolExecutor(1))
+    methods = {"RecordEvents": grpc.unary_unary_rpc_method_handler(record)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait(10)
 
 
 def test_unusable_requests_are_not_retried(client: Client, server: ProtocolServer) -> None:

@@ -166,7 +166,8 @@ def test_sigterm_finishes_calls_in_flight_and_exits_zero(model: tuple[str, ...],
         asking.join(30)
         # The last call met a closed door; every call before it was answered in full.
         assert set(outcomes[:-1]) == {"FULL"}
-        assert outcomes[-1] == "UNAVAILABLE"
+        # CANCELLED: gRPC drops a call so that it had received but not yet handed to us when it was told to stop.
+        assert outcomes[-1] in {"UNAVAILABLE", "CANCELLED"}
         assert "stopped" in running.log
         assert "Traceback" not in running.log
         assert "no receipt key" in running.log
