@@ -1,9 +1,9 @@
 """The Python client of a kunlun server. Depends on grpcio and protobuf alone.
 
 One `Client` per process is enough: it is thread-safe and keeps its connections. Every call has a
-deadline that covers all its attempts. Calls that the server refused for now (UNAVAILABLE,
-RESOURCE_EXHAUSTED with retry advice, or CANCELLED by a server that was stopping) are repeated after the advised pause, with jitter, while the
-deadline allows; all calls are safe to repeat (events carry their ids).
+deadline that covers all its attempts. Calls that the server refused for now (UNAVAILABLE, RESOURCE_EXHAUSTED
+with retry advice, or CANCELLED by a server that was stopping) are repeated after the advised pause, with
+jitter, while the deadline allows; all calls are safe to repeat (events carry their ids).
 """
 
 from __future__ import annotations
