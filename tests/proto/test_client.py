@@ -121,10 +121,12 @@ def test_retries_are_counted_and_can_be_turned_off(server: ProtocolServer) -> No
 def test_a_call_that_a_stopping_server_dropped_is_repeated() -> None:
     with dropping_server(drops=1) as address, Client(address, timeout_s=5) as client:
         assert client.record_events([Event("ann", "click", "a")]).stored == 1
-    with dropping_server(drops=1) as address, Client(address, timeout_s=5, retries=0) as once:
-        with pytest.raises(KunlunError) as dropped:
-            once.record_events([Event("ann", "click", "a")])
-    assert dropped.value.code == "CANCELLED"
+    with (
+        dropping_server(drops=1) as address,
+        Client(address, timeout_s=5, retries=0) as once,
+        pytest.raises(KunlunError, match="CANCELLED"),
+    ):
+        once.record_events([Event("ann", "click", "a")])
 
 
 @contextmanager
