@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model.signature import PROBABILITIES, SCORE_CANDIDATES
 from serving.core.host_features import HostFeatures, Rows, ScoreInputs, stack_requests
-from serving.core.shapes import powers_of_two, quarter_octaves, round_up
+from serving.core.shapes import eighth_octaves, powers_of_two, round_up
 from serving.core.slots import EngineSlot
 from serving.engines.base import Engine, Session
 
@@ -31,7 +31,7 @@ class FifoPadded:
         self, engine: Engine, host: HostFeatures, cpu: int | None, most_requests: int = 8, most_candidates: int = 1024
     ) -> None:
         self._engine, self._host, self._cpu = engine, host, cpu
-        self._requests, self._candidates = powers_of_two(most_requests), quarter_octaves(most_candidates)
+        self._requests, self._candidates = powers_of_two(most_requests), eighth_octaves(most_candidates)
         self._most_rows = 2 * most_candidates
         self._queue: deque[Request] = deque()
         self._busy = False

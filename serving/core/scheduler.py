@@ -28,8 +28,9 @@ from serving.core.errors import DeadlineExpired, Overloaded
 from serving.core.host_features import HostFeatures, Rows, ScoreInputs, stack_requests, stack_users
 from serving.core.observer import Observer
 from serving.core.options import CoreOptions
-from serving.core.shapes import ShapeBuckets, round_up
+from serving.core.shapes import ShapeBuckets
 from serving.core.slots import EngineSlot
+from serving.core.warm_up import WarmUp
 from serving.core.work_time import WorkTime
 from serving.engines.base import Engine, Session
 
@@ -101,6 +102,7 @@ class Stacked:
 class Order:
     """What a slot is told to run."""
 
+    slot: int
     batch: Batch
     stacked: Stacked
 
@@ -129,18 +131,25 @@ class Scheduler:
         self._level_flops = [flops.encode(level, executed=True).total for level in self.shapes.levels]
         self._dispatcher = self._new_dispatcher(0)
         self._slots: list[EngineSlot[Order, Outcome]] = []
+        self._warm_ups: list[WarmUp] = []
         self._timer: asyncio.TimerHandle | None = None
         self._reserved_s, self._reservations = 0.0, 0
 
     async def start(self) -> None:
-        """Open and warm every slot; raises what the engine raised."""
+        """Open every slot and warm its essential shapes; raises what the engine raised."""
         loop, cpus = asyncio.get_running_loop(), self._options.slot_cpus
         self._slots = [
             EngineSlot(self._engine, loop, self._run, self._done, i, cpus[i % len(cpus)] if cpus else None)
             for i in range(self._options.slots)
         ]
-        await asyncio.gather(*(slot.start(self._warm) for slot in self._slots))
+        self._warm_ups = [WarmUp(self.shapes, self._host, self._flops) for _ in self._slots]
+        await asyncio.gather(*map(self._start_slot, self._slots, self._warm_ups))
         self._dispatcher = self._new_dispatcher(len(self._slots))
+
+    @property
+    def cold_shapes(self) -> int:
+        """Shapes that no slot has run yet, of all slots; they are warmed while slots are idle."""
+        return sum(warm_up.cold for warm_up in self._warm_ups)
 
     async def close(self) -> None:
         """Finish what the slots hold and end their threads."""
@@ -243,6 +252,9 @@ class Scheduler:
         if wait > 0 and now + wait + self.score_s(candidates) > deadline:
             raise overloaded(wait)
 
+    async def _start_slot(self, slot: EngineSlot[Order, Outcome], warm_up: WarmUp) -> None:
+        await slot.start(lambda session: warm_up.run_essential(session, self.times.observe), warm_up.run_next)
+
     def _new_dispatcher(self, slots: int) -> Dispatcher:
         options = self._options
         limits = {
@@ -264,11 +276,11 @@ class Scheduler:
             self._fail(work, DeadlineExpired(EXPIRED))
         for at, batch in assigned:
             try:
-                stacked = self._stack(batch.group, batch.pieces)
+                stacked = self._stack(at, batch.group, batch.pieces)
             except Exception as error:  # bad inputs of one job must not stop the others
-                asyncio.get_running_loop().call_soon(self._done, self._slots[at], Order(batch, Stacked({}, 0, 0.0)), error)
+                asyncio.get_running_loop().call_soon(self._done, self._slots[at], Order(at, batch, Stacked({}, 0, 0.0)), error)
                 continue
-            self._slots[at].submit(Order(batch, stacked))
+            self._slots[at].submit(Order(at, batch, stacked))
         self._observer.queue_depth(len(self._dispatcher.queue))
         self._set_timer(now)
 
@@ -289,19 +301,19 @@ class Scheduler:
             pieces = tuple(p for p in pieces if p not in stale)
             if not pieces:
                 return Outcome((), stale, {}, 0, 0.0, now, 0.0)
-            stacked = self._stack(batch.group, pieces)
+            stacked = self._stack(order.slot, batch.group, pieces)
         cpu, started = time.thread_time(), time.monotonic()
         outputs = session.run(batch.group.graph, stacked.inputs)
         seconds, cpu_seconds = time.monotonic() - started, time.thread_time() - cpu
         return Outcome(pieces, stale, outputs, stacked.padded_rows, stacked.executed_flops, started, seconds, cpu_seconds)
 
-    def _stack(self, group: Group, pieces: tuple[Piece, ...]) -> Stacked:
+    def _stack(self, slot: int, group: Group, pieces: tuple[Piece, ...]) -> Stacked:
+        warm_up = self._warm_ups[slot]
         if group.graph == ENCODE_USER:
-            users = round_up(self.shapes.users, len(pieces))
+            _, users = warm_up.encode_shape(group.level, len(pieces))
             rows = [_encode(p).inputs for p in pieces]
             return Stacked(stack_users(rows, users), users, users * self._level_flops[group.level])
-        requests = round_up(self.shapes.requests, len(pieces))
-        candidates = round_up(self.shapes.candidates, sum(p.stop - p.start for p in pieces))
+        requests, candidates = warm_up.score_shape(len(pieces), sum(p.stop - p.start for p in pieces))
         jobs = [_score(p) for p in pieces]
         inputs = [job.inputs for job in jobs if job.inputs is not None]
         items = [{k: v[p.start : p.stop] for k, v in i.items.items()} for p, i in zip(pieces, inputs, strict=True)]
@@ -347,29 +359,6 @@ class Scheduler:
         if late:
             share = sum(p.flops for p in late) / sum(p.flops for p in outcome.ran)
             self._observer.wasted(batch.group.graph, share * outcome.seconds)
-
-    def _warm(self, session: Session) -> None:
-        """In the slot's thread: run every bucket once, so that its shapes are known, and seed the rate."""
-        host, shapes = self._host, self.shapes
-        sizes = [
-            {"U": users} | {f"T_{event}": steps for event, steps in level.items()}
-            for level in shapes.levels
-            for users in shapes.users
-        ]
-        for size in sizes:
-            inputs = host.zeros(host.encode_signature, size)
-            session.run(ENCODE_USER, inputs)
-        self._seed(session, ENCODE_USER, inputs, shapes.users[-1] * self._level_flops[-1])
-        pairs = [(1, c) for c in shapes.candidates] + [(r, shapes.candidates[-1]) for r in shapes.requests]
-        for requests, candidates in pairs:
-            inputs = host.zeros(host.score_signature, {"R": requests, "C": candidates})
-            session.run(SCORE_CANDIDATES, inputs)
-        self._seed(session, SCORE_CANDIDATES, inputs, self._flops.score(requests, candidates).total)
-
-    def _seed(self, session: Session, graph: str, inputs: Rows, flops: float) -> None:
-        started = time.perf_counter()
-        session.run(graph, inputs)
-        self.times.observe(graph, flops, time.perf_counter() - started)
 
 
 def overloaded(wait_s: float) -> Overloaded:

@@ -1,23 +1,42 @@
-"""Shape buckets: the few tensor shapes an engine ever sees, all warmed at start-up.
+"""Shape buckets: the few tensor shapes an engine ever sees.
 
 Rule of bit-equality: a user's padded history lengths depend on that user's own histories alone,
-never on batch mates. There are a few *levels* (an eighth, a quarter, half and all of every cap), one
-level for all event types together, and users are batched only with users of their level. Row counts
-(users, requests, candidates) are padded up to buckets; on the CPU engine the row count does not
-change a row's bits (tested).
+never on batch mates. There are a few *levels* (shares of every cap), one level for all event types
+together, and users are batched only with users of their level. Row counts (users, requests,
+candidates) are padded up to buckets; on the CPU engine the row count does not change a row's bits
+(tested).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from functools import cached_property
 from math import ceil
+from typing import NamedTuple
 
 from model.schema import Schema
 from serving.core.options import CoreOptions
 
-LEVEL_SHARES = (0.125, 0.25, 0.5, 1.0)
+LEVEL_SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 MIN_STEPS = 8
+
+
+class EncodeShape(NamedTuple):
+    """A shape of `encode_user`: history level and users."""
+
+    level: int
+    users: int
+
+
+class ScoreShape(NamedTuple):
+    """A shape of `score_candidates`: requests and candidates of all of them."""
+
+    requests: int
+    candidates: int
+
+
+Shape = EncodeShape | ScoreShape
 
 
 class ShapeBuckets:
@@ -27,9 +46,37 @@ class ShapeBuckets:
         by_share = _levels(schema)
         self.shares: tuple[float, ...] = tuple(by_share)
         self.levels: tuple[Mapping[str, int], ...] = tuple(by_share.values())
-        self.users = powers_of_two(options.max_batch_users)
+        self.users = tuple(range(1, min(8, options.max_batch_users) + 1)) + tuple(
+            n for n in powers_of_two(options.max_batch_users) if n > 8
+        )
         self.requests = powers_of_two(options.max_batch_requests)
-        self.candidates = quarter_octaves(options.max_batch_candidates)
+        self.candidates = eighth_octaves(options.max_batch_candidates)
+
+    @cached_property
+    def encode_shapes(self) -> tuple[EncodeShape, ...]:
+        """Every shape of `encode_user`."""
+        return tuple(EncodeShape(level, users) for level in range(len(self.levels)) for users in self.users)
+
+    @cached_property
+    def score_shapes(self) -> tuple[ScoreShape, ...]:
+        """Every shape of `score_candidates`: a request has at least one candidate."""
+        return tuple(ScoreShape(r, c) for r in self.requests for c in self.candidates if c >= r)
+
+    @cached_property
+    def essential(self) -> tuple[Shape, ...]:
+        """Shapes of which one holds any batch without padding it to more than about twice its size."""
+        octaves = set(powers_of_two(self.candidates[-1]))
+        ends = {1, self.users[-1]}, {1, self.requests[-1]}
+        encode: list[Shape] = [s for s in self.encode_shapes if s.users in ends[0]]
+        return (*encode, *(s for s in self.score_shapes if s.requests in ends[1] and s.candidates in octaves))
+
+    def encode_shape(self, level: int, users: int) -> EncodeShape:
+        """The smallest shape that holds `users` users of a level."""
+        return EncodeShape(level, round_up(self.users, users))
+
+    def score_shape(self, requests: int, candidates: int) -> ScoreShape:
+        """The smallest shape that holds a batch."""
+        return ScoreShape(round_up(self.requests, requests), round_up(self.candidates, candidates))
 
     def level(self, lengths: Mapping[str, int]) -> int:
         """The smallest level that holds histories of these lengths (at most the caps)."""
@@ -54,12 +101,12 @@ def powers_of_two(largest: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def quarter_octaves(largest: int) -> tuple[int, ...]:
-    """Multiples of 8, four per doubling from 32 on (padding below 25 %), up to and including `largest`."""
-    sizes = {largest, *(s for s in (8, 16, 24) if s < largest)}
-    octave = 32
+def eighth_octaves(largest: int) -> tuple[int, ...]:
+    """Multiples of 8, eight per doubling from 64 on (padding below an eighth), up to and including `largest`."""
+    sizes = {largest, *range(8, min(64, largest), 8)}
+    octave = 64
     while octave < largest:
-        sizes.update(s for s in (octave, octave * 5 // 4, octave * 6 // 4, octave * 7 // 4) if s < largest)
+        sizes.update(s for s in range(octave, 2 * octave, octave // 8) if s < largest)
         octave *= 2
     return tuple(sorted(sizes))
 

@@ -1,13 +1,15 @@
 """An engine slot: one thread, one session, one batch at a time.
 
 The scheduler hands batches over and hears of the outcome on the event loop. A slot may be given its
-next batch while it runs one. The engine releases the GIL; a slot can be pinned to a CPU of its own.
+next batch while it runs one; with nothing to do for a moment it does spare work. The engine releases
+the GIL; a slot can be pinned to a CPU of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import queue
 import threading
@@ -18,6 +20,8 @@ from serving.engines.base import Engine, Session
 
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
+SPARE_AFTER_S = 0.01
+_LOG = logging.getLogger(__name__)
 
 
 class EngineSlot(Generic[Task, Outcome]):
@@ -38,9 +42,12 @@ class EngineSlot(Generic[Task, Outcome]):
         self._ready: asyncio.Future[None] = loop.create_future()
         self._thread = threading.Thread(target=self._main, name=f"engine-slot-{index}", daemon=True)
 
-    async def start(self, warm: Callable[[Session], None]) -> None:
-        """Open and warm a session in the slot's thread; returns when it is ready, raises what it raised."""
-        self._warm = warm
+    async def start(self, warm: Callable[[Session], None], spare: Callable[[Session], bool] = lambda _: False) -> None:
+        """Open and warm a session in the slot's thread; returns when it is ready, raises what it raised.
+
+        `spare` is called whenever the slot has been idle for `SPARE_AFTER_S`, until it returns False.
+        """
+        self._warm, self._spare = warm, spare
         self._thread.start()
         await self._ready
 
@@ -64,13 +71,28 @@ class EngineSlot(Generic[Task, Outcome]):
             self._call(self._ready_failed, error)
             return
         self._call(self._ready_ok)
-        while (task := self._tasks.get()) is not None:
+        has_spare = True
+        while True:
+            try:
+                task = self._tasks.get(timeout=SPARE_AFTER_S if has_spare else None)
+            except queue.Empty:
+                has_spare = self._do_spare(session)
+                continue
+            if task is None:
+                return
             outcome: Outcome | Exception
             try:
                 outcome = self._work(session, task)
             except Exception as error:
                 outcome = error
             self._call(self._done, self, task, outcome)
+
+    def _do_spare(self, session: Session) -> bool:
+        try:
+            return self._spare(session)
+        except Exception:
+            _LOG.exception("engine slot %d: spare work failed and is given up", self.index)
+            return False
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody is left to tell

@@ -1,0 +1,91 @@
+"""Warm-up: no request is the first to use a tensor shape.
+
+The first use of a shape costs an engine about one extra inference, and every slot has a session of its
+own. Before a server is ready each slot runs a few *essential* shapes, one of which holds any batch. The
+others follow in the slot's own thread whenever it has been idle for a moment, cheapest first; until
+then a batch is padded to the cheapest shape that is warm. So a restart is ready soon, and what a cold
+shape costs falls on nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from model.flops import FlopModel
+from model.signature import ENCODE_USER, SCORE_CANDIDATES
+from serving.core.host_features import HostFeatures
+from serving.core.shapes import EncodeShape, ScoreShape, Shape, ShapeBuckets
+from serving.engines.base import Session
+
+
+def executed_flops(flops: FlopModel, shapes: ShapeBuckets, shape: Shape) -> float:
+    """What the engine computes in this shape, padding included."""
+    if isinstance(shape, EncodeShape):
+        return shape.users * flops.encode(shapes.levels[shape.level], executed=True).total
+    return flops.score(shape.requests, shape.candidates).total
+
+
+class WarmUp:
+    """The shapes of one slot. Its thread warms them; the event loop asks which one a batch should take."""
+
+    def __init__(self, shapes: ShapeBuckets, host: HostFeatures, flops: FlopModel) -> None:
+        self._shapes, self._host = shapes, host
+        every: list[Shape] = [*shapes.encode_shapes, *shapes.score_shapes]
+        self._flops = {shape: executed_flops(flops, shapes, shape) for shape in every}
+        self._cold = dict.fromkeys(sorted(self._flops, key=self._flops.__getitem__))
+        self._warm: dict[Shape, float] = {}
+
+    @property
+    def cold(self) -> int:
+        """How many shapes have not been run yet."""
+        return len(self._cold)
+
+    def encode_shape(self, level: int, users: int) -> EncodeShape:
+        """The cheapest warm shape that holds `users` users of a history level; the exact bucket before any is warm."""
+        exact = self._shapes.encode_shape(level, users)
+        if exact in self._warm:
+            return exact
+        fitting = [s for s in list(self._warm) if isinstance(s, EncodeShape) and s.level == level and s.users >= users]
+        return min(fitting, key=self._flops.__getitem__, default=exact)
+
+    def score_shape(self, requests: int, candidates: int) -> ScoreShape:
+        """The cheapest warm shape that holds a batch; the exact bucket before any is warm."""
+        exact = self._shapes.score_shape(requests, candidates)
+        if exact in self._warm:
+            return exact
+        fitting = [
+            s for s in list(self._warm) if isinstance(s, ScoreShape) and s.requests >= requests and s.candidates >= candidates
+        ]
+        return min(fitting, key=self._flops.__getitem__, default=exact)
+
+    def run_essential(self, session: Session, observe: Callable[[str, float, float], None]) -> None:
+        """Run what must be warm before the first request; `observe(graph, FLOPs, seconds)` hears of second uses."""
+        for shape in self._shapes.essential:
+            self._run(session, shape)
+            self._run(session, shape, observe)
+
+    def run_next(self, session: Session) -> bool:
+        """Run the cheapest cold shape; False when none is left."""
+        shape = next(iter(self._cold), None)
+        if shape is not None:
+            self._run(session, shape)
+        return bool(self._cold)
+
+    def _run(self, session: Session, shape: Shape, observe: Callable[[str, float, float], None] | None = None) -> None:
+        graph, inputs = self._inputs(shape)
+        started = time.perf_counter()
+        session.run(graph, inputs)
+        if observe is not None:
+            observe(graph, self._flops[shape], time.perf_counter() - started)
+        self._cold.pop(shape, None)
+        self._warm[shape] = self._flops[shape]
+
+    def _inputs(self, shape: Shape) -> tuple[str, Mapping[str, NDArray[Any]]]:
+        if isinstance(shape, EncodeShape):
+            size = {"U": shape.users} | {f"T_{event}": steps for event, steps in self._shapes.levels[shape.level].items()}
+            return ENCODE_USER, self._host.zeros(self._host.encode_signature, size)
+        return SCORE_CANDIDATES, self._host.zeros(self._host.score_signature, {"R": shape.requests, "C": shape.candidates})

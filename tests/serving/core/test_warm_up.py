@@ -1,0 +1,91 @@
+"""Warm-up: whatever is warm so far, a batch gets a warm shape that holds it, and in the end its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from model.artifact import Artifact
+from model.flops import FlopModel
+from serving.core.host_features import HostFeatures
+from serving.core.options import CoreOptions
+from serving.core.shapes import EncodeShape, ScoreShape, ShapeBuckets
+from serving.core.warm_up import WarmUp
+from serving.engines.base import Tensors
+
+OPTIONS = CoreOptions(max_batch_candidates=200, max_batch_requests=8, max_batch_users=4)
+
+
+class Shapes:
+    """A session that notes the shapes it is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+
+    def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        self.seen.append((graph, tuple(np.shape(value) for value in inputs.values())))
+        return {}
+
+
+@pytest.fixture(scope="module")
+def parts(artifact: Artifact) -> tuple[ShapeBuckets, HostFeatures, FlopModel]:
+    flops = FlopModel.from_json(artifact.manifest.flops, artifact.config)
+    return ShapeBuckets(artifact.schema, OPTIONS), HostFeatures(artifact), flops
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_a_batch_gets_a_warm_shape_that_holds_it(
+    parts: tuple[ShapeBuckets, HostFeatures, FlopModel], data: st.DataObject
+) -> None:
+    shapes, host, flops = parts
+    warm_up, session = WarmUp(shapes, host, flops), Shapes()
+    warm_up.run_essential(session, lambda graph, work, seconds: None)
+    for _ in range(data.draw(st.integers(0, 20))):
+        warm_up.run_next(session)
+    warm = set(session.seen)
+    users, level = data.draw(st.integers(1, 4)), data.draw(st.integers(0, len(shapes.levels) - 1))
+    encode = warm_up.encode_shape(level, users)
+    assert encode.level == level
+    assert encode.users >= users
+    assert _seen(warm_up, encode) in warm
+    requests = data.draw(st.integers(1, 8))
+    candidates = data.draw(st.integers(requests, 200))
+    score = warm_up.score_shape(requests, candidates)
+    assert score.requests >= requests
+    assert score.candidates >= candidates
+    assert _seen(warm_up, score) in warm
+
+
+def test_every_shape_is_run_once_more_and_then_none(parts: tuple[ShapeBuckets, HostFeatures, FlopModel]) -> None:
+    shapes, host, flops = parts
+    warm_up, session = WarmUp(shapes, host, flops), Shapes()
+    heard: list[tuple[str, float]] = []
+    warm_up.run_essential(session, lambda graph, work, seconds: heard.append((graph, work)))
+    assert len(heard) == len(shapes.essential), "the second use of each essential shape tells the time of work"
+    essential = len(session.seen)
+    assert essential == 2 * len(shapes.essential)
+    cold = warm_up.cold
+    assert cold == len(shapes.encode_shapes) + len(shapes.score_shapes) - len(shapes.essential)
+    while warm_up.run_next(session):
+        pass
+    assert warm_up.cold == 0
+    assert len(session.seen) - essential == cold
+    assert not warm_up.run_next(session)
+    assert len(session.seen) - essential == cold
+    assert warm_up.encode_shape(0, 3) == EncodeShape(0, 3)
+    assert warm_up.score_shape(3, 70) == ScoreShape(4, 72)
+
+
+def test_before_anything_is_warm_the_exact_bucket_is_used(parts: tuple[ShapeBuckets, HostFeatures, FlopModel]) -> None:
+    assert WarmUp(*parts).score_shape(1, 10) == ScoreShape(1, 16)
+
+
+def _seen(warm_up: WarmUp, shape: EncodeShape | ScoreShape) -> tuple[str, tuple[tuple[int, ...], ...]]:
+    graph, inputs = warm_up._inputs(shape)
+    return graph, tuple(np.shape(value) for value in inputs.values())
