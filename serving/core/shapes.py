@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import NamedTuple
 
 from model.schema import Schema
 from serving.core.options import CoreOptions
@@ -22,14 +22,16 @@ LEVEL_SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 MIN_STEPS = 8
 
 
-class EncodeShape(NamedTuple):
+@dataclass(frozen=True)
+class EncodeShape:
     """A shape of `encode_user`: history level and users."""
 
     level: int
     users: int
 
 
-class ScoreShape(NamedTuple):
+@dataclass(frozen=True)
+class ScoreShape:
     """A shape of `score_candidates`: requests and candidates of all of them."""
 
     requests: int
