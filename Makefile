@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test lint proto bench system-deps install clean
+.PHONY: help demo test test-native lint proto bench system-deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ demo: $(STAMP) ## train, export, compile, serve and rank; DATA=path takes a Meta
 
 test: $(STAMP) lint ## lint, then every test, fast ones first
 	$(BIN)/python -m pytest
+
+test-native: $(STAMP) ## the API and server tests once more on the native front end
+	KUNLUN_TEST_FRONT_END=native $(BIN)/python -m pytest tests/proto tests/serving/protocol tests/serving/test_server.py
 
 lint: $(STAMP) ## ruff, mypy --strict, buf
 	$(BIN)/ruff check .

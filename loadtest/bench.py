@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ SMALL = ("--history-cap", "1024", "--items", "2000")
 @dataclass(frozen=True)
 class Bench:
     """What rows measure on, built when first asked for and kept. `requests`: how many a row of exactness sends;
-    `soak_s`: length of the soak.
+    `soak_s`: length of the soak;
+    `front_end`: of its servers.
     """
 
     pipeline: Pipeline
     requests: int
     soak_s: float = 600.0
+    front_end: str = "grpcio"
 
     def build(self) -> None:
         """Train, export and compile unless that was done before."""
@@ -51,7 +53,7 @@ class Bench:
         """The `small` model on long histories, for the rows of performance."""
         config, workdir = CONFIGS / "bench_small.yaml", self.pipeline.workdir / "small"
         pipeline = Pipeline(workdir, config=config, synthetic=SMALL, precisions=precisions())
-        return Bench(pipeline, self.requests, self.soak_s)
+        return replace(self, pipeline=pipeline)
 
     @cached_property
     def replay(self) -> Replay:
@@ -63,7 +65,8 @@ class Bench:
     def server(self, settings: Mapping[str, Any] | None = None) -> Iterator[RunningServer]:
         """A fresh server with an empty embedded store; `settings`: of its configuration, over the bench's own."""
         self.build()
-        own = {"repository": self.pipeline.models, "port": 0, "metrics_port": 0, "default_deadline_ms": 30_000}
+        own: dict[str, Any] = {"repository": self.pipeline.models, "port": 0, "metrics_port": 0, "default_deadline_ms": 30_000}
+        own["front_end"] = self.front_end
         config = self.pipeline.workdir / "server.yaml"
         config.write_text(yaml.safe_dump(own | dict(settings or {})), encoding="utf-8")
         with serving(["--config", str(config)], self.pipeline.workdir) as running:

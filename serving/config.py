@@ -43,7 +43,9 @@ class ServerConfig(StrictModel):
     CPUs), `threads_per_slot` (0: one), `host_cpus` that everything but the engine slots is pinned to (empty: none;
     `core.slot_cpus` pins the slots).
 
-    Where: `host` and `port` (0: any free port, printed), `metrics_port` (0: any; null: off), `tls`.
+    Where: `host` and `port` (0: any free port, printed), `metrics_port` (0: any; null: off), `tls`. `front_end`:
+    `grpcio`, or `native`, whose HTTP/2 runs in Rust outside the GIL (cheaper calls; neither TLS nor
+    `max_connection_age_s`, and `max_concurrent_calls` is not enforced; needs the extra `native`).
 
     State: `store` (`embedded` or a redis://, rediss:// or unix:// URL), `data_dir` of the embedded store
     (none: its data ends with the process), `attribution_window_s` for outcomes.
@@ -72,6 +74,7 @@ class ServerConfig(StrictModel):
     port: Port = 50_051
     metrics_port: Port | None = 9464
     tls: TlsConfig | None = None
+    front_end: Literal["grpcio", "native"] = "grpcio"
 
     store: str = "embedded"
     data_dir: Path | None = None

@@ -27,14 +27,15 @@ TRANSPORT_LIMIT_FACTOR = 16
 
 
 def open_grpc_server(config: ServerConfig, guard: Guard) -> grpc.aio.Server:
-    """A server with the guard in front, not yet bound."""
+    """A server with the guard in front, not yet bound; raises `ConfigError`."""
+    if config.front_end == "native":
+        return _open_native(config, guard)
     age = [("grpc.max_connection_age_ms", int(config.max_connection_age_s * 1000))] if config.max_connection_age_s else []
     return grpc.aio.server(
         interceptors=[guard],
         maximum_concurrent_rpcs=config.max_concurrent_calls,
         options=[
-            ("grpc.max_receive_message_length", min(config.max_message_bytes * TRANSPORT_LIMIT_FACTOR, 2**31 - 1)),
-            ("grpc.max_send_message_length", -1),
+            *_message_limits(config),
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a silent share of its traffic
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 5000),
@@ -42,6 +43,25 @@ def open_grpc_server(config: ServerConfig, guard: Guard) -> grpc.aio.Server:
             *age,
         ],
     )
+
+
+def _open_native(config: ServerConfig, guard: Guard) -> grpc.aio.Server:
+    """The same server with HTTP/2 and gRPC framing in Rust; bidirectional streams and reflection pass through grpcio."""
+    if config.tls is not None:
+        raise ConfigError("front_end: expected grpcio together with tls, found native")
+    if config.max_connection_age_s:
+        raise ConfigError("front_end: expected grpcio together with max_connection_age_s, found native")
+    try:
+        from pygrpc_native.aio import server
+    except ImportError as error:
+        raise ConfigError("front_end: native needs `pip install 'kunlun-serving[native]'`") from error
+    opened: grpc.aio.Server = server(interceptors=[guard], options=_message_limits(config))
+    return opened
+
+
+def _message_limits(config: ServerConfig) -> list[tuple[str, int]]:
+    most = min(config.max_message_bytes * TRANSPORT_LIMIT_FACTOR, 2**31 - 1)
+    return [("grpc.max_receive_message_length", most), ("grpc.max_send_message_length", -1)]
 
 
 def bind(server: grpc.aio.Server, config: ServerConfig) -> str:

@@ -8,6 +8,7 @@ thread, so that tests can use the blocking client.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,7 +140,8 @@ class ProtocolServer:
     async def start(self) -> None:
         self.store = await open_store("embedded", self.schema)
         self.scorer = FixedScorer(self.schema, self.store)
-        config = ServerConfig(repository=Path(), port=0, max_message_bytes=MAX_MESSAGE_BYTES)
+        front_end = os.environ.get("KUNLUN_TEST_FRONT_END", "grpcio")
+        config = ServerConfig(repository=Path(), port=0, max_message_bytes=MAX_MESSAGE_BYTES, front_end=front_end)  # type: ignore[arg-type]
         self._server = open_grpc_server(config, self.guard)
         messages = RankMessages(self.schema, MODEL, VERSION)
         ranker_pb2_grpc.add_RankerServicer_to_server(

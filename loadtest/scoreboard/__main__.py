@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import openvino as ov
 
 from loadtest.bench import Bench
 from loadtest.pipeline import Pipeline
@@ -27,8 +29,9 @@ def main() -> int:
         "--workdir", type=Path, default=Path("runs/bench"), help="where the model is kept (default: runs/bench)"
     )
     parser.add_argument("--soak-s", type=float, default=600.0, help="length of the soak (S11) in seconds (default: 600)")
+    parser.add_argument("--front-end", choices=("grpcio", "native"), default="grpcio", help="of the servers (default: grpcio)")
     arguments = parser.parse_args()
-    bench = Bench(Pipeline(arguments.workdir), arguments.requests, arguments.soak_s)
+    bench = Bench(Pipeline(arguments.workdir), arguments.requests, arguments.soak_s, arguments.front_end)
     chosen = [r for r in ROWS if arguments.row in (None, r.id)]
     lines = [_measure(row, bench) for row in chosen]
     if arguments.row is None:
@@ -47,11 +50,18 @@ def _measure(row: Row, bench: Bench) -> dict[str, Any]:
         "value": figure.value,
         "target": row.target,
         "ok": figure.ok,
-        "conditions": figure.conditions | {"seconds": round(time.perf_counter() - began, 1), "cpu": platform.machine()},
+        "conditions": figure.conditions | {"seconds": round(time.perf_counter() - began, 1), "front_end": bench.front_end},
     }
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
     return line
+
+
+def _machine() -> str:
+    """The CPU's capabilities rather than its marketing name, which virtual machines hide."""
+    abilities = " ".join(sorted(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
+    flags = Path("/proc/cpuinfo").read_text(encoding="ascii")
+    return f"{os.cpu_count()} shared x86-64 CPUs ({abilities}{' AMX' if 'amx_bf16' in flags else ''})"
 
 
 def _page(lines: list[dict[str, Any]]) -> str:
@@ -65,7 +75,8 @@ def _page(lines: list[dict[str, Any]]) -> str:
             "# Results",
             "",
             "Written by `make bench`; one row alone: `make bench ROW=S13`.",
-            "Synthetic log, `tiny` model, OpenVINO f32, embedded store.",
+            f"{_machine()}. Synthetic logs, OpenVINO, embedded store; `tiny` in f32 where the conditions name no model.",
+            "Speeds are meant as ratios within a row; absolute times are this machine's.",
             "",
             *table,
             "",

@@ -70,6 +70,7 @@ def loaded(
         small.load(server)
         workload = base or Workload(rate=40, seconds=WARM_S, seed=SEED, users=1000, event_share=0.2, deadline_ms=5000)
         made = Loaded(small, server, precision, workload, iter(range(SEED, SEED + 10_000)))
+        made.run(100, 20.0, user_zipf=0.0, candidates_mean=8, candidates_max=8, event_share=0.0)  # 86 % of users have a state
         made.run(40, WARM_S)
         yield made
 

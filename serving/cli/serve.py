@@ -29,6 +29,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics-port", type=_port_or_off, help="HTTP port of /metrics; 0: any free port; off (default: 9464)"
     )
+    parser.add_argument("--front-end", choices=("grpcio", "native"), help="gRPC implementation (default: grpcio)")
     parser.add_argument("--store", help="embedded, or a redis://, rediss:// or unix:// URL (default: embedded)")
     parser.add_argument("--data-dir", help="where the embedded store keeps its data (default: nowhere)")
     parser.add_argument("--engine", help="engine (default: openvino)")

@@ -27,6 +27,7 @@ from serving.core.errors import DeadlineExpired, Overloaded, ServingError, Unrea
 from serving.core.feature_read import FeatureReader, UserView, overridden
 from serving.core.frontier import Frontier, default_frontier
 from serving.core.host_features import HostFeatures, Rows
+from serving.core.host_time import HostTime
 from serving.core.observer import Observer
 from serving.core.options import CoreOptions
 from serving.core.ordering import Ordering, PopularityPrior, are_sane
@@ -84,6 +85,7 @@ class Ranker:
         self._ordering, self._prior = Ordering(artifact.schema), PopularityPrior(artifact)
         self._ladder = Ladder(frontier or default_frontier(), options.degrade_from, options.degrade_to)
         self._writes = WriteEncoder(self._encode_written)
+        self._host_time = HostTime()
         self._in_flight = 0
         self._accepting = False
         self._idle = asyncio.Event()
@@ -92,6 +94,7 @@ class Ranker:
     async def start(self) -> None:
         """Warm every shape bucket of every slot, then accept requests."""
         await self._scheduler.start()
+        self._host_time.start()
         self._accepting = True
 
     async def drain(self) -> None:
@@ -116,6 +119,7 @@ class Ranker:
                 result = await self._rank(request)
             finally:
                 self._in_flight -= 1
+                self._host_time.answered(time.monotonic())
                 if not self._in_flight:
                     self._idle.set()
         except ServingError as error:
@@ -140,11 +144,11 @@ class Ranker:
         if self._in_flight >= self.options.max_queue:
             wait = max(self._scheduler.drain_s(), 1e-3)
             return Overloaded(f"queue: {self._in_flight} requests wait, the limit is {self.options.max_queue}", wait)
+        # No rung spares the event loop its part, so what that cannot do in time is refused with degrading, too.
+        wait = self._host_time.backlog_s(self._in_flight)
         if not self.options.degrade:
-            wait = self._scheduler.drain_s()
-            if time.monotonic() + wait > deadline:
-                return overloaded(wait)
-        return None
+            wait = max(wait, self._scheduler.drain_s())
+        return overloaded(wait) if time.monotonic() + wait > deadline else None
 
     def _admit(self, request: RankRequest) -> None:
         if not self._accepting:

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from serving.core.errors import InvalidField, Overloaded, ServingError, Unready
 from serving.protocol.errors import code_of, message_of, overload_details, trailing_details
+from serving.protocol.time_left import time_left_s
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def call(data: bytes, context: Any) -> Any:
             if may_refuse and self.refusal is not None and self.ready:
-                left_s = context.time_remaining()
+                left_s = time_left_s(context)
                 refusal = self.refusal(math.inf if left_s is None else time.monotonic() + left_s)
                 if refusal is not None:  # before the message is parsed: the less a refusal costs, the more can be served
                     self._observer.called(method, "RESOURCE_EXHAUSTED", 0.0)

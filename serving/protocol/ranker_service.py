@@ -16,6 +16,7 @@ from serving.feedback.receipt import ReceiptSigner
 from serving.protocol.errors import message_of, trailing_details
 from serving.protocol.guard import Failed, Guard
 from serving.protocol.rank_messages import RankMessages, fill_timings
+from serving.protocol.time_left import time_left_s
 
 MAX_STREAM_IN_FLIGHT = 64
 
@@ -42,7 +43,7 @@ class RankerService(ranker_pb2_grpc.RankerServicer):
         self, message: ranker_pb2.RankRequest, context: ServicerContext[ranker_pb2.RankRequest, ranker_pb2.RankResponse]
     ) -> ranker_pb2.RankResponse:
         """Rank the candidates of one request."""
-        started, budget_s = time.monotonic(), context.time_remaining()
+        started, budget_s = time.monotonic(), time_left_s(context)
         return await self._rank(message, started, started + (self._default_deadline_s if budget_s is None else budget_s))
 
     async def RankStream(  # noqa: N802  the name is the API's
@@ -56,7 +57,7 @@ class RankerService(ranker_pb2_grpc.RankerServicer):
 
         async def answer(message: ranker_pb2.RankStreamRequest) -> None:
             try:
-                reply = await self._stream_reply(message, in_flight, context.time_remaining())
+                reply = await self._stream_reply(message, in_flight, time_left_s(context))
                 async with writing:
                     await context.write(reply)
             finally:

@@ -23,6 +23,7 @@ class ServeProcess:
         config = directory / "server.yaml"
         config.write_text("core: {max_batch_candidates: 64, max_batch_requests: 4, max_batch_users: 2}\n")  # few shapes to warm
         always = ["--config", str(config), "--port", "0", "--metrics-port", "0", "--precision", "f32"]
+        always += ["--front-end", os.environ.get("KUNLUN_TEST_FRONT_END", "grpcio")]
         always += ["--ready-file", str(self._ready)]
         with self._log.open("w") as output:
             self.process = subprocess.Popen(

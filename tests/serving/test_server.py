@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import grpc
 import pytest
 from served_model import ServeProcess, serve
 
-from kunlun.client import Client, Event, KunlunError, Outcome
+from kunlun.client import Client, Event, KunlunError, Outcome, RankQuery
 from model.artifact import Artifact
 
 ITEMS = list(range(1, 41))
@@ -109,6 +110,21 @@ def test_scores_do_not_depend_on_who_asks_at_the_same_time(client: Client) -> No
     assert together == alone
 
 
+def test_the_native_front_end_ranks_and_explains(model: tuple[str, ...], tmp_path: Path) -> None:
+    with serve(tmp_path, *model, "--front-end", "native") as running:
+        address = running.wait_until_ready()["address"]
+        with Client(address, timeout_s=10) as client:
+            assert client.health()
+            token = client.record_events([Event("nat", "click", 3)])
+            assert client.rank("nat", ITEMS, columns=BIDS, after=token).history_length == 1
+            with pytest.raises(KunlunError) as caught:
+                client.rank("", ITEMS, columns=BIDS)
+            assert caught.value.violations[0].field == "user_id"
+            replies = list(client.rank_stream(RankQuery(f"s{n}", ITEMS, columns=BIDS, request_id=str(n)) for n in range(8)))
+            assert {reply.request_id for reply in replies} == {str(n) for n in range(8)}
+        assert running.stop() == 0, running.log
+
+
 def test_outcomes_become_online_ne(client: Client, server: ServeProcess) -> None:
     for n in range(8):
         reply = client.rank(f"rater{n}", ITEMS, columns=BIDS, context={"surface": "shelf"}, top_k=5)
@@ -187,6 +203,10 @@ def test_sigterm_finishes_calls_in_flight_and_exits_zero(model: tuple[str, ...],
         (["--store", "mysql://x"], "store: expected 'embedded' or a URL"),
         (["--port", "99999"], "port: Input should be less than or equal to 65535; found 99999"),
         (["--tls-certificate", "/c.pem"], "tls.key: required key is missing"),
+        (
+            ["--front-end", "native", "--max-connection-age-s", "9"],
+            "front_end: expected grpcio together with max_connection_age_s",
+        ),
     ],
 )
 def test_a_server_that_cannot_start_says_why_in_one_line(
@@ -205,6 +225,7 @@ def test_a_port_in_use_is_an_error(server: ServeProcess, model: tuple[str, ...],
         assert f"port: 127.0.0.1:{port} cannot be listened on" in running.log
 
 
+@pytest.mark.skipif(os.environ.get("KUNLUN_TEST_FRONT_END") == "native", reason="the native front end has no TLS")
 def test_mutual_tls_takes_known_clients_only(model: tuple[str, ...], tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     made = subprocess.run(
