@@ -19,6 +19,8 @@ from loadtest.scoreboard.rows import LATER, ROWS
 from model.cli.console import note
 
 RESULTS = Path("docs/results.md")
+LINES = "lines"
+"""Directory of the last result of every row, in the bench's working directory."""
 
 
 def main() -> int:
@@ -30,12 +32,15 @@ def main() -> int:
     )
     parser.add_argument("--soak-s", type=float, default=600.0, help="length of the soak (S11) in seconds (default: 600)")
     parser.add_argument("--front-end", choices=("grpcio", "native"), default="grpcio", help="of the servers (default: grpcio)")
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing; write docs/results.md from what was measured last"
+    )
     arguments = parser.parse_args()
     bench = Bench(Pipeline(arguments.workdir), arguments.requests, arguments.soak_s, arguments.front_end)
-    chosen = [r for r in ROWS if arguments.row in (None, r.id)]
+    chosen = [] if arguments.page else [r for r in ROWS if arguments.row in (None, r.id)]
     lines = [_measure(row, bench) for row in chosen]
     if arguments.row is None:
-        RESULTS.write_text(_page(lines), encoding="utf-8")
+        RESULTS.write_text(_page(_measured(bench)), encoding="utf-8")
         note(f"wrote {RESULTS}")
     return 0 if all(line["ok"] for line in lines) else 1
 
@@ -50,11 +55,21 @@ def _measure(row: Row, bench: Bench) -> dict[str, Any]:
         "value": figure.value,
         "target": row.target,
         "ok": figure.ok,
-        "conditions": figure.conditions | {"seconds": round(time.perf_counter() - began, 1), "front_end": bench.front_end},
+        "conditions": figure.conditions | {"front_end": bench.front_end, "seconds": round(time.perf_counter() - began, 1)},
     }
-    sys.stdout.write(json.dumps(line) + "\n")
+    text = json.dumps(line)
+    kept = bench.pipeline.workdir / LINES
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / f"{row.id}-{bench.front_end}.json").write_text(text, encoding="utf-8")
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
     return line
+
+
+def _measured(bench: Bench) -> list[dict[str, Any]]:
+    """The last line of every row and front end, in order."""
+    lines = [json.loads(file.read_text(encoding="utf-8")) for file in (bench.pipeline.workdir / LINES).glob("*.json")]
+    return sorted(lines, key=lambda line: (int(line["id"][1:]), line["conditions"]["front_end"]))
 
 
 def _machine() -> str:
@@ -65,6 +80,8 @@ def _machine() -> str:
 
 
 def _page(lines: list[dict[str, Any]]) -> str:
+    measured = {line["id"] for line in lines}
+    missing = [*(row.id for row in ROWS if row.id not in measured), *LATER]
     table = ["| row | measure | target | measured | met | conditions |", "|--|--|--|--|--|--|"]
     for line in lines:
         conditions = ", ".join(f"{k} {v}" for k, v in line["conditions"].items())
@@ -80,7 +97,7 @@ def _page(lines: list[dict[str, Any]]) -> str:
             "",
             *table,
             "",
-            f"Not measured yet: {', '.join(LATER)}.",
+            f"Not measured yet: {', '.join(missing)}.",
             "",
         ]
     )

@@ -30,6 +30,7 @@ from serving.config import available_cpus
 
 SEED = 20_261_124
 RUN_S, WARM_S = 10.0, 8.0
+CALM_RATE = 50.0
 SERVICE_TIMES = 50
 """S1: the latency bound in mean service times."""
 
@@ -169,12 +170,12 @@ def ladder_at_twice(bench: Bench, deadline_ms: float) -> dict[str, Any]:
     settings = TOGETHER | {"slots": 1, "core": TOGETHER["core"] | {"degrade": False}}
     with small.server(settings) as server:
         small.load(server, requests.numbers)
-        full = requests.send(server, 25.0, CLIENT_CPU, deadline_ms=20_000)
+        full = requests.send(server, CALM_RATE, CLIENT_CPU, deadline_ms=20_000)
         ne_full = requests.normalized_entropy(full.replies)
         capacity = full.counted.ranks / full.counted.busy_s
     with small.server(settings | {"core": TOGETHER["core"] | {"degrade": True}}) as server:
         small.load(server, requests.numbers)
-        requests.send(server, 25.0, CLIENT_CPU, deadline_ms=20_000)
+        requests.send(server, CALM_RATE, CLIENT_CPU, deadline_ms=20_000)
         over = requests.send(server, 2 * capacity, CLIENT_CPU, deadline_ms=deadline_ms)
     ne = requests.normalized_entropy(over.replies)
     in_time = over.summary["in_time"] / over.summary["requests"]

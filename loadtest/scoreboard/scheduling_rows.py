@@ -28,7 +28,7 @@ from serving.metrics.serving_metrics import ServingMetrics
 
 SLOT_CPU = 0 if MANY else None
 PRECISION = "auto"
-FIRST_GUESS, RUN_S = 60.0, 12.0
+RUN_S, TOLERANCE = 8.0, 0.08
 Score = Callable[[ScoreInputs, int, float], Awaitable[object]]
 
 
@@ -72,7 +72,7 @@ def work_aware_vs_fifo(bench: Bench) -> Figure:
                 run = asyncio.run_coroutine_threadsafe(_latencies(score, inputs, rate, seed), loop).result()
                 return run[0], run[1] > bound_s
 
-            return (await asyncio.to_thread(find_capacity, misses, guess, note=note)).rate
+            return (await asyncio.to_thread(find_capacity, misses, guess, tolerance=TOLERANCE, runs=2, note=note)).rate
 
         base = await capacity(with_fifo, 0.5 / service_s)
         best = await capacity(with_ours, 1.5 * base)

@@ -46,8 +46,8 @@ class HostTime:
         self._used, self._next, self._answered = used, now + SAMPLE_S, 0
 
     def backlog_s(self, in_flight: int) -> float:
-        """Loop seconds that the requests in flight still need, about: they are half done in the mean."""
-        return 0.5 * in_flight * self.per_request_s
+        """Loop seconds that the requests in flight may still need."""
+        return in_flight * self.per_request_s
 
     def _used_s(self) -> float:
         """CPU seconds of the thread, and its seconds in the run queue."""

@@ -39,6 +39,9 @@ from serving.engines.base import Engine
 from serving.store.base import FeatureStore
 
 WRITE_DEADLINE_S = 10.0
+CAUTION = 0.8
+"""Share of its time that a request may be predicted to wait: an answer just after the deadline helps nobody."""
+
 _NO_KEYS = np.empty(0, np.int64)
 _log = logging.getLogger(__name__)
 _REFUSALS: dict[type[ServingError], str] = {
@@ -148,7 +151,7 @@ class Ranker:
         wait = self._host_time.backlog_s(self._in_flight)
         if not self.options.degrade:
             wait = max(wait, self._scheduler.drain_s())
-        return overloaded(wait) if time.monotonic() + wait > deadline else None
+        return overloaded(wait) if wait > CAUTION * (deadline - time.monotonic()) else None
 
     def _admit(self, request: RankRequest) -> None:
         if not self._accepting:

@@ -22,7 +22,7 @@ def test_the_threads_own_work_is_divided_by_the_requests() -> None:
     assert host.per_request_s == 0.0, "too few requests to tell"
     host.answered(time.monotonic())
     assert host.per_request_s >= 0.9 * spent / LEAST_REQUESTS
-    assert host.backlog_s(10) == pytest.approx(5 * host.per_request_s)
+    assert host.backlog_s(10) == pytest.approx(10 * host.per_request_s)
 
 
 def test_a_sleeping_loop_costs_nothing() -> None:
