@@ -72,12 +72,14 @@ class LabelledRequests:
             write_messages(file, self.messages)
             return send(server, workload, cpu, keep_replies=True, messages=file)
 
-    def normalized_entropy(self, replies: Sequence[ranker_pb2.RankResponse | None]) -> float:
-        """NE of the first task over the shown items of every request; raises `ValueError` when one was not answered."""
+    def normalized_entropy(
+        self, replies: Sequence[ranker_pb2.RankResponse | None], also: Sequence[ranker_pb2.RankResponse | None] | None = None
+    ) -> float:
+        """NE of the first task over the shown items of every request that was answered, here and in `also`."""
         log, state = self.replay.log, NEState()
-        for number, shown, reply in zip(self.numbers.tolist(), self.shown, replies, strict=True):
-            if reply is None:
-                raise ValueError(f"request {number} was not answered")
+        for number, shown, reply, other in zip(self.numbers.tolist(), self.shown, replies, also or replies, strict=True):
+            if reply is None or other is None:
+                continue
             scores = np.empty(len(reply.order), np.float32)
             scores[np.asarray(reply.order)] = np.asarray(reply.scores[0].scores, np.float32)
             state = state + NEState.of(scores[shown], log.labels[log.shown(number)][:, 0])

@@ -171,13 +171,13 @@ def ladder_at_twice(bench: Bench, deadline_ms: float) -> dict[str, Any]:
     with small.server(settings) as server:
         small.load(server, requests.numbers)
         full = requests.send(server, CALM_RATE, CLIENT_CPU, deadline_ms=20_000)
-        ne_full = requests.normalized_entropy(full.replies)
         capacity = full.counted.ranks / full.counted.busy_s
     with small.server(settings | {"core": TOGETHER["core"] | {"degrade": True}}) as server:
         small.load(server, requests.numbers)
         requests.send(server, CALM_RATE, CLIENT_CPU, deadline_ms=20_000)
         over = requests.send(server, 2 * capacity, CLIENT_CPU, deadline_ms=deadline_ms)
-    ne = requests.normalized_entropy(over.replies)
+    ne = requests.normalized_entropy(over.replies, full.replies)
+    ne_full = requests.normalized_entropy(full.replies, over.replies)
     in_time = over.summary["in_time"] / over.summary["requests"]
     note(f"ladder at 2× ({2 * capacity:.0f}/s): {in_time:.2%} in time, NE {ne_full:.4f} → {ne:.4f}, {over.summary['rungs']}")
     return {
