@@ -1,8 +1,9 @@
 """Request-count batching as general model servers do it: first in, first out, padded to the longest request.
 
 Whenever the engine is free, the oldest requests, up to `most_requests`, become one batch [R × C_max];
-every request is padded to the candidate count of the largest one, rounded up to a warmed bucket. The
-batch is cut short where R × C_max would exceed `most_rows`. Nothing waits for a batch to fill.
+every request is padded to the candidate count of the largest one. Both counts are rounded up to buckets,
+and the batch is cut short where their product would exceed twice `most_candidates`, so that every shape
+was warmed. Nothing waits for a batch to fill.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class FifoPadded:
         await self._slot.close()
 
     def score(self, inputs: ScoreInputs, state: Rows, candidates: int) -> asyncio.Future[NDArray[np.float32]]:
-        """Queue one request; its probabilities [C, tasks]."""
+        """Queue one request; its probabilities [C, tasks]. Raises `ValueError` for more than `most_candidates`."""
+        if candidates > self._candidates[-1]:
+            raise ValueError(f"candidates: expected at most {self._candidates[-1]}, found {candidates}; raise most_candidates")
         future: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         self._queue.append((inputs, state, candidates, future))
         self._dispatch()
@@ -60,7 +63,8 @@ class FifoPadded:
         longest = 0
         while self._queue and len(batch) < self._requests[-1]:
             longest = max(longest, self._queue[0][2])
-            if batch and (len(batch) + 1) * longest > self._most_rows:
+            rows = round_up(self._requests, len(batch) + 1) * round_up(self._candidates, longest)
+            if batch and rows > self._most_rows:
                 break
             batch.append(self._queue.popleft())
         self._busy = True
@@ -79,9 +83,11 @@ class FifoPadded:
         self._busy = False
         self._dispatch()
         for at, (_, _, candidates, future) in enumerate(batch):
+            if future.done():  # the caller has left
+                continue
             if isinstance(outcome, Exception):
                 future.set_exception(outcome)
-            elif not future.done():
+            else:
                 future.set_result(outcome[at, :candidates])
 
     def _warm(self, session: Session) -> None:

@@ -107,15 +107,14 @@ def _candidate_counts(workload: Workload, rng: np.random.Generator, count: int) 
         low, high = (
             (middle, high) if _mean(middle, most, workload.candidates_tail) < workload.candidates_mean else (low, middle)
         )
-    sizes = _quantile(rng.random(count), low, most, workload.candidates_tail)
-    return np.clip(np.round(sizes), 1, most).astype(np.int64)
+    return _quantile(rng.random(count), low, most, workload.candidates_tail)
 
 
-def _quantile(u: NDArray[np.float64], low: float, high: float, tail: float) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = low / (1 - u * (1 - (low / high) ** tail)) ** (1 / tail)
-    return values
+def _quantile(u: NDArray[np.float64], low: float, high: int, tail: float) -> NDArray[np.int64]:
+    sizes = low / (1 - u * (1 - (low / high) ** tail)) ** (1 / tail)
+    return np.clip(np.round(sizes), 1, high).astype(np.int64)
 
 
-def _mean(low: float, high: float, tail: float) -> float:
+def _mean(low: float, high: int, tail: float) -> float:
     u = (np.arange(20_000) + 0.5) / 20_000
     return float(_quantile(u, low, high, tail).mean())
