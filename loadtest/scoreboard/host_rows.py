@@ -12,13 +12,17 @@ from loadtest.scoreboard.figure import Figure, Row
 from loadtest.scoreboard.load_rows import APART, SEED, WARM_S, conditions, loaded
 
 CANDIDATES = 256
-RATE, SECONDS = 25.0, 30.0
+CALM, SECONDS, LOAD = 25.0, 20.0, 0.7
+"""Requests per second of a calm server; length of a run; share of the time that the engine is busy under load."""
 
 
 def host_cost(bench: Bench) -> Figure:
-    """S16: CPU time of the server process, all threads, less the engine's own, per Rank; the store's CPU beside it."""
+    """S16: CPU time of the server process, all threads, less the engine's own, per Rank under load; the store's beside it.
+
+    Calm, it is higher: every wake-up finds cold caches.
+    """
     base = Workload(
-        rate=RATE,
+        rate=CALM,
         seconds=WARM_S,
         seed=SEED,
         users=1000,
@@ -28,10 +32,10 @@ def host_cost(bench: Bench) -> Figure:
         deadline_ms=5000,
     )
     with loaded(bench, APART, base) as at, redis.Redis.from_url(at.server.store) as store:
-        at.run(RATE)
+        calm = at.run(CALM, SECONDS).counted
         store_pid = int(store.info("server")["process_id"])
         store_before = cpu_s(store_pid)
-        run = at.run(RATE, SECONDS)
+        run = at.run(LOAD / (calm.busy_s / calm.ranks), SECONDS)
         store_s = cpu_s(store_pid) - store_before
     counted = run.counted
     value = 1e3 * (counted.cpu_s - counted.engine_cpu_s) / counted.ranks
@@ -39,6 +43,8 @@ def host_cost(bench: Bench) -> Figure:
         round(value, 3),
         value <= 1.0,
         {
+            "calm_ms": round(1e3 * (calm.cpu_s - calm.engine_cpu_s) / calm.ranks, 3),
+            "rate": round(run.workload.rate, 1),
             "candidates": CANDIDATES,
             "ranks": int(counted.ranks),
             "encodes_per_rank": round(counted.encodes / counted.ranks, 2),

@@ -27,6 +27,7 @@ from loadtest.prometheus_text import scrape, total
 from loadtest.scoreboard.figure import Figure, Row
 from model.cli.console import note
 from serving.config import available_cpus
+from serving.engines.openvino_engine import resolve_precision
 
 SEED = 20_261_124
 RUN_S, WARM_S = 10.0, 8.0
@@ -302,7 +303,7 @@ def conditions(run: Run, precision: str) -> dict[str, Any]:
     """What a reader needs to repeat and to doubt a run."""
     return {
         "model": "small",
-        "precision": precision,
+        "precision": resolve_precision(precision) if precision != "each" else precision,
         "slots": "1x1",
         "client_cpu": round(run.summary["client_cpu_share"], 2),
         "client_lag_p99_ms": round(run.summary["send_lag_p99_ms"], 1),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from model.artifact import open_artifact
+from serving.core.frontier import load_frontier
 from serving.engines.parity import GATES
 
 CONFIG = """
@@ -57,3 +59,24 @@ def test_the_demo_trains_serves_and_agrees_with_its_twin(tmp_path: Path) -> None
     assert 0 < figures["mfu"] < 1
     assert figures["p50_ms"] <= figures["p99_ms"]
     assert "before and after a click" in done.stdout
+    measure_the_frontier(tmp_path / "w")
+
+
+def measure_the_frontier(workdir: Path) -> None:
+    """`kunlun frontier` on what the demo left behind, and the ladder's file that a server would read."""
+    [manifest] = (workdir / "models").glob("*/*/manifest.json")
+    artifact = manifest.parent
+    command = [sys.executable, "-m", "kunlun.cli", "frontier", str(artifact), "--data", str(workdir / "data")]
+    done = subprocess.run([*command, "--requests", "300", "--json"], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured = json.loads(done.stdout)
+    [entry] = [path for path in (workdir / "models" / ".engines").iterdir() if path.is_dir()]
+    frontier = load_frontier(entry, open_artifact(artifact).digest)
+    assert frontier is not None
+    assert frontier.requests == measured["requests"] == 300
+    steps = {(step.rung, step.setting): step for step in frontier.steps}
+    prior, stale = steps["PRIOR", 0.0], steps["STALE_STATE", 1.0]
+    assert prior.ms_saved == pytest.approx(frontier.ms_full)
+    assert prior.ne_loss > 3 * prior.ne_loss_error, "the model beats popularity"
+    assert 0 < stale.ms_saved < prior.ms_saved
+    assert steps["FEWER_CANDIDATES", 0.125].ne_loss > steps["FEWER_CANDIDATES", 0.5].ne_loss - 2 * prior.ne_loss_error

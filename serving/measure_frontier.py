@@ -1,0 +1,186 @@
+"""Measures the degradation ladder's frontier: what each cheaper answer loses in NE and saves in engine time.
+
+Run by `kunlun frontier` on held-out requests of a canonical log, with the compiled engine that will
+serve. Every request is answered in full and on every step; losses are paired by request, so their
+standard errors are small. A stale state is one that lacks the newest k events; fewer candidates
+keeps the best by the popularity prior, as the ranker does. Torch-free.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.artifact import Artifact
+from model.data.request_log import RequestLog
+from model.flops import FlopModel
+from model.history import newest_event_ms
+from model.metrics.normalized_entropy import NEState
+from model.records import TIME_MS, Records
+from model.signature import ENCODE_USER, PROBABILITIES, SCORE_CANDIDATES
+from serving.core.frontier import Frontier, Step, engine_key
+from serving.core.host_features import HostFeatures, Rows, stack_requests, stack_users
+from serving.core.options import CoreOptions
+from serving.core.ordering import Ordering, PopularityPrior
+from serving.core.shapes import ShapeBuckets
+from serving.engines.base import Engine
+
+STALE = (1, 4, 16)
+FEWER = (0.5, 0.25, 0.125)
+REPEATS = 9
+FLOOR = 1e-7
+
+Histories = Mapping[str, Records]
+
+
+@dataclass
+class _Losses:
+    """Log loss per request of one way to answer, and the NE state of all of them."""
+
+    per_request: list[float]
+    state: NEState
+
+    def add(self, probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
+        known = ~np.isnan(labels)
+        p = np.clip(probabilities[known].astype(np.float64), FLOOR, 1 - FLOOR)
+        y = labels[known]
+        self.per_request.append(float(-(y * np.log(p) + (1 - y) * np.log1p(-p)).sum()))
+        self.state = self.state + NEState.of(probabilities[known], y)
+
+
+class FrontierMeasurement:
+    """One artifact on one engine. `candidates`: size of the request that times are stated for."""
+
+    def __init__(self, artifact: Artifact, engine: Engine, log: RequestLog, candidates: int) -> None:
+        self._artifact, self._engine, self._log, self._candidates = artifact, engine, log, candidates
+        self._host, self._session = HostFeatures(artifact), engine.open_session()
+        self._shapes = ShapeBuckets(artifact.schema, CoreOptions())
+        self._flops = FlopModel.from_json(artifact.manifest.flops, artifact.config)
+        self._prior, self._ordering = PopularityPrior(artifact), Ordering(artifact.schema)
+
+    def run(self, requests: NDArray[np.int64], advance: Callable[[], None]) -> Frontier:
+        """Answer every request on every step; `advance` is called after each request."""
+        shares = [share for share in self._shapes.shares if share < 1]
+        losses: dict[tuple[str, float], _Losses] = {}
+        levels = []
+        for request in requests.tolist():
+            histories = self._log.histories(request)
+            levels.append(self._level(histories))
+            full = self._score(request, histories)
+            prior = self._prior.probabilities(self._keys(request))
+            answers = {("FULL", 0.0): full, ("PRIOR", 0.0): prior}
+            answers |= {("STALE_STATE", float(k)): self._score(request, _without_newest(histories, k)) for k in STALE}
+            answers |= {("SHORT_HISTORY", s): self._score(request, self._shortened(histories, s)) for s in shares}
+            answers |= {("FEWER_CANDIDATES", s): self._fewer(request, full, prior, s) for s in FEWER}
+            labels = self._log.labels[self._log.shown(request)]
+            for step, probabilities in answers.items():
+                losses.setdefault(step, _Losses([], NEState())).add(probabilities, labels)
+            advance()
+        return self._frontier(losses, levels)
+
+    def _frontier(self, losses: dict[tuple[str, float], _Losses], levels: list[int]) -> Frontier:
+        full = losses.pop(("FULL", 0.0))
+        encode_ms = [self._encode_ms(level) for level in range(len(self._shapes.levels))]
+        encode_flops = [self._flops.encode(level, executed=True).total for level in self._shapes.levels]
+        score_ms, score_flops = self._score_ms(self._candidates), self._flops.score(1, self._candidates).total
+        mean_ms = float(np.mean([encode_ms[level] for level in levels]))
+        mean_flops = float(np.mean([encode_flops[level] for level in levels]))
+        base = np.array(full.per_request)
+        steps = []
+        for (rung, setting), answered in losses.items():
+            match rung:
+                case "STALE_STATE":
+                    saved = mean_ms, mean_flops
+                case "SHORT_HISTORY":
+                    shorter = [min(level, self._shapes.shares.index(setting)) for level in levels]
+                    saved = (
+                        mean_ms - float(np.mean([encode_ms[level] for level in shorter])),
+                        mean_flops - float(np.mean([encode_flops[level] for level in shorter])),
+                    )
+                case "FEWER_CANDIDATES":
+                    kept = max(1, round(setting * self._candidates))
+                    saved = score_ms - self._score_ms(kept), score_flops - self._flops.score(1, kept).total
+                case _:
+                    saved = mean_ms + score_ms, mean_flops + score_flops
+            difference = np.array(answered.per_request) - base
+            steps.append(
+                Step(
+                    rung=rung,  # type: ignore[arg-type]
+                    setting=setting,
+                    ne_loss=float(difference.sum() / base.sum()),
+                    ne_loss_error=float(np.sqrt(len(base) * difference.var()) / base.sum()),
+                    ms_saved=saved[0],
+                    flops_saved=saved[1],
+                )
+            )
+        return Frontier(
+            artifact_digest=self._artifact.digest,
+            engine_key=engine_key(self._engine.entry),
+            requests=len(base),
+            ne_full=full.state.normalized_entropy,
+            ms_full=mean_ms + score_ms,
+            steps=tuple(steps),
+        )
+
+    def _keys(self, request: int) -> NDArray[np.int64]:
+        return self._log.item_keys[self._log.item_index[self._log.shown(request)]]
+
+    def _level(self, histories: Histories) -> int:
+        return self._shapes.level({event: len(history) for event, history in histories.items()})
+
+    def _score(self, request: int, histories: Histories) -> NDArray[np.float32]:
+        """Probabilities [C, tasks] of the shown items from a state of these histories."""
+        log, host = self._log, self._host
+        newest = newest_event_ms(list(histories.values()))
+        user = int(log.user_index[request])
+        steps = self._shapes.levels[self._level(histories)]
+        inputs = host.user_inputs(log.users[user : user + 1], int(log.user_keys[user]), histories, newest, steps)
+        state = self._session.run(ENCODE_USER, stack_users([inputs], 1))
+        items = log.item_index[log.shown(request)]
+        rows = host.encode_items(log.item_keys[items], log.items[items])
+        scored = host.score_inputs(rows, log.contexts[request : request + 1], int(log.time_ms[request]), newest)
+        shape = self._shapes.score_shape(1, len(items))
+        stacked = stack_requests([state], [scored.context], [scored.items], 1, shape.candidates)
+        return self._session.run(SCORE_CANDIDATES, stacked)[PROBABILITIES][: len(items)]
+
+    def _fewer(self, request: int, full: NDArray[np.float32], prior: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+        """Full scores for the best `share` by the prior, the prior for the rest."""
+        shown = self._log.shown(request)
+        columns = {name: column[shown].astype(np.float64) for name, column in self._log.columns.items()}
+        kept, _ = self._ordering.order(prior, columns, max(1, int(np.ceil(share * len(prior)))))
+        mixed = prior.copy()
+        mixed[kept] = full[kept]
+        return mixed
+
+    def _shortened(self, histories: Histories, share: float) -> Histories:
+        level = self._shapes.levels[self._shapes.shares.index(share)]
+        return {event: history[max(0, len(history) - level[event]) :] for event, history in histories.items()}
+
+    def _encode_ms(self, level: int) -> float:
+        size = {"U": 1} | {f"T_{event}": steps for event, steps in self._shapes.levels[level].items()}
+        return self._median_ms(ENCODE_USER, self._host.zeros(self._host.encode_signature, size))
+
+    def _score_ms(self, candidates: int) -> float:
+        size = {"R": 1, "C": self._shapes.score_shape(1, candidates).candidates}
+        return self._median_ms(SCORE_CANDIDATES, self._host.zeros(self._host.score_signature, size))
+
+    def _median_ms(self, graph: str, inputs: Rows) -> float:
+        seconds = []
+        for _ in range(REPEATS + 1):
+            started = time.perf_counter()
+            self._session.run(graph, inputs)
+            seconds.append(time.perf_counter() - started)
+        return float(np.median(seconds[1:])) * 1e3
+
+
+def _without_newest(histories: Histories, count: int) -> Histories:
+    """Histories before the newest `count` events of all types came."""
+    times = np.sort(np.concatenate([history[TIME_MS] for history in histories.values()]))
+    if len(times) <= count:
+        return {event: history[:0] for event, history in histories.items()}
+    newest = times[-count - 1]
+    return {event: history[history[TIME_MS] <= newest] for event, history in histories.items()}
