@@ -248,7 +248,8 @@ class FeatureEncoder:
         with np.errstate(invalid="ignore"):
             value = np.log1p(np.maximum(column, 0)) if f.log1p else column
         scaled = ((value - mean) / deviation).astype(np.float32)
-        return np.clip(np.nan_to_num(scaled, nan=0.0), -8, 8)
+        scaled[np.isnan(scaled)] = 0
+        return scaled.clip(-8, 8)
 
 
 def gather(layout: GroupLayout, rows: NDArray[np.int32], tables: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ def visible_history(arrivals: Records, event: EventType, request_ms: int) -> Rec
 def select_history(arrivals: Records, cap: int) -> Records:
     """The newest `cap` events by event time, oldest first, among the newest arrivals [N] → [≤ cap]."""
     window = arrivals[-read_window(cap) :]
-    return window[np.argsort(window[TIME_MS], kind="stable")][-cap:]
+    return window.take(np.argsort(window[TIME_MS], kind="stable")[-cap:])  # `take` copies records several times faster than []
 
 
 def folded(arrivals: Records, interval_s: float, request_ms: int) -> Records:

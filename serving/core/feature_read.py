@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from model.history import newest_event_ms, visible_history
 from model.records import Records, event_dtype, feature_dtype, missing_records
-from model.schema import Schema
 from serving.core.errors import StoreUnavailable
+from serving.core.host_features import HostFeatures, ItemRows
 from serving.core.observer import Observer
 from serving.core.options import CoreOptions
 from serving.core.types import Overrides
@@ -56,10 +56,11 @@ class UserView:
 class FeatureReader:
     """Reads features and histories for the ranker."""
 
-    def __init__(self, schema: Schema, store: FeatureStore, options: CoreOptions, observer: Observer) -> None:
-        self._schema, self._store, self._options, self._observer = schema, store, options, observer
+    def __init__(self, host: HostFeatures, store: FeatureStore, options: CoreOptions, observer: Observer) -> None:
+        self._host, self._store, self._options, self._observer = host, store, options, observer
+        self._schema = schema = host.schema
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
-        self._near = NearCache(self._item_dtype, int(options.item_cache_mb * 1e6), options.item_ttl_s)
+        self._near = NearCache(host.item_dtype, int(options.item_cache_mb * 1e6), options.item_ttl_s)
         self._failures = 0  # in a row
         self._silent_since = 0.0  # when the first of them began, or the last answer came
         self._answered = 0.0
@@ -67,9 +68,9 @@ class FeatureReader:
 
     async def read(
         self, user_id: str, item_keys: NDArray[np.int64], now_ms: int, deadline: float, min_version: int = 0
-    ) -> tuple[UserView, Records]:
-        """The user's view and the records of `item_keys` [C]; waits briefly for `min_version`."""
-        items, _, absent = self._near.lookup(item_keys)
+    ) -> tuple[UserView, ItemRows]:
+        """The user's view and the rows of `item_keys` [C]; waits briefly for `min_version`."""
+        items, absent = self._near.lookup(item_keys)
         missing = item_keys[absent]
         inputs = await self._round_trip(user_id, missing, deadline)
         give_up = min(deadline, time.monotonic() + self._options.read_your_writes_s)
@@ -80,11 +81,11 @@ class FeatureReader:
                 break  # what was read before is better than nothing
             inputs = again
         if isinstance(inputs, str):
+            items[absent] = self._host.encode_items(missing, missing_records(self._item_dtype, len(missing)))
             return self._nobody(inputs), items
         if len(missing):
-            self._near.insert(missing, inputs.items, inputs.items_found)
-            items = items.copy()
-            items[absent] = inputs.items
+            items[absent] = found = self._host.encode_items(missing, inputs.items)
+            self._near.insert(missing, found)
         return self._view(inputs, now_ms), items
 
     async def _round_trip(self, user_id: str, missing: NDArray[np.int64], deadline: float) -> RankInputs | str:

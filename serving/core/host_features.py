@@ -1,8 +1,10 @@
 """Records → graph inputs on the host: encode, gather embedding rows, stack rows into padded batches.
 
-Called by the ranker (per request, on the event loop) and by the slots (stacking, in their threads).
-Everything is vectorised over candidates and events; padding candidates point to request 0, and the
-graphs mask what lies beyond a history's length.
+Called by the reader and the ranker (per request, on the event loop) and by the slots (stacking, in
+their threads). Everything is vectorised over candidates and events. What an item's record becomes
+depends on nothing else, so it is kept beside the record, in one row (`ItemRows`): a cached item is
+not encoded again. Padding candidates point to request 0, and the graphs mask what lies beyond a
+history's length.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from numpy.typing import NDArray
 
 from model.artifact import Artifact
 from model.features import gather
-from model.records import Records
+from model.records import Records, feature_dtype
 from model.signature import (
+    CANDIDATES,
     REQUEST_INDEX,
     GraphSignature,
     encode_user_signature,
@@ -26,11 +29,15 @@ from model.signature import (
 )
 
 Rows = dict[str, NDArray[Any]]
+ItemRows = NDArray[np.void]
+"""Items as cached: the record (`RECORD`), whether the model has a row of its own for it (`IS_KNOWN`), and its graph inputs."""
+
+RECORD, IS_KNOWN = "record", "is_known"
 
 
 @dataclass(frozen=True)
 class ScoreInputs:
-    """Host tensors of one request: `context` [1, …], `items` [C, …]; `unknown_items` have no row of their own."""
+    """Host tensors of one request: `context` [1, …], `items` [C, …] (not dense); `unknown_items` have no row of their own."""
 
     context: Rows
     items: Rows
@@ -47,6 +54,10 @@ class HostFeatures:
         self.encode_signature = encode_user_signature(artifact.schema, artifact.config)
         self.score_signature = score_candidates_signature(artifact.schema, artifact.config)
         self.states = state_names(artifact.config)
+        inputs = [s for s in self.score_signature.inputs if s.shape[0] == CANDIDATES and s.name != REQUEST_INDEX]
+        self._item_inputs = [spec.name for spec in inputs]
+        own = [(spec.name, spec.dtype, spec.shape[1:]) for spec in inputs]
+        self.item_dtype = np.dtype([(RECORD, feature_dtype(artifact.schema.item_features)), (IS_KNOWN, np.int32), *own])
 
     def is_known_user(self, user_key: int) -> bool:
         """True when the model has a row for this user id (or the schema embeds none)."""
@@ -68,19 +79,25 @@ class HostFeatures:
             rows[f"{name}_length"] = history.lengths
         return {spec.name: rows[spec.name] for spec in self.encode_signature.inputs}
 
-    def score_inputs(
-        self, keys: NDArray[np.int64], items: Records, context: Records, request_ms: int, newest_ms: int | None
-    ) -> ScoreInputs:
+    def encode_items(self, keys: NDArray[np.int64], records: Records) -> ItemRows:
+        """Rows of items [C], a function of key and record alone."""
+        encoded = self.encoder.encode_items(keys, records)
+        tensors = {"item_rows": gather(self.layout.item, encoded.rows, self.tables), "item_dense": encoded.dense}
+        items = np.empty(len(keys), self.item_dtype)
+        items[RECORD], items[IS_KNOWN] = records, encoded.rows[:, 0] != 0
+        for name in self._item_inputs:
+            items[name] = tensors[name]
+        return items
+
+    def score_inputs(self, items: ItemRows, context: Records, request_ms: int, newest_ms: int | None) -> ScoreInputs:
         """`score_candidates` tensors of one request, without its state."""
         newest = np.array([-1 if newest_ms is None else newest_ms], np.int64)
         contexts = self.encoder.encode_context(context, np.array([request_ms], np.int64), newest)
-        encoded = self.encoder.encode_items(keys, items)
         shared = {"context_rows": gather(self.layout.context, contexts.rows, self.tables), "context_dense": contexts.dense}
-        own = {"item_rows": gather(self.layout.item, encoded.rows, self.tables), "item_dense": encoded.dense}
         return ScoreInputs(
             {k: v for k, v in shared.items() if v.shape[1]},
-            {k: v for k, v in own.items() if v.shape[1]},
-            int(len(keys) - np.count_nonzero(encoded.rows[:, 0])),
+            {name: items[name] for name in self._item_inputs},
+            int(len(items) - np.count_nonzero(items[IS_KNOWN])),
         )
 
     def zeros(self, signature: GraphSignature, sizes: Mapping[str, int]) -> Rows:
@@ -117,9 +134,9 @@ def stack_requests(
 
 
 def _padded(parts: Sequence[NDArray[Any]], rows: int) -> NDArray[Any]:
-    """Parts one below the other, zero rows after them."""
+    """Parts one below the other, zero rows after them; dense, which item tensors are not (they are columns of `ItemRows`)."""
     if len(parts) == 1 and len(parts[0]) == rows:
-        return parts[0]
+        return np.ascontiguousarray(parts[0])
     out = np.empty((rows, *parts[0].shape[1:]), dtype=parts[0].dtype)
     at = 0
     for part in parts:

@@ -24,7 +24,7 @@ class CoreOptions(StrictModel):
     (0: first come, first served); after half of its time budget at the latest.
     `max_batch_candidates`, `max_batch_requests`, `max_batch_users`: largest shape buckets.
     `user_state_cache_mb`: memory for user states, least recently used first out.
-    `item_cache_mb`, `item_ttl_s`: near cache of item features.
+    `item_cache_mb`, `item_ttl_s`: near cache of item features and of the graph inputs made of them (both in the bound).
     `store_budget_share`: share of the remaining deadline that the store read may take.
     `store_timeout_s`: and its upper bound. `store_retry_s`: pause after `store_failures` failed reads in a row and
     `store_timeout_s` without an answer, during which requests are answered without the store at once; one read probes after it.

@@ -26,7 +26,7 @@ from serving.core.degradation import Costs, Ladder, Way, describe
 from serving.core.errors import DeadlineExpired, Overloaded, ServingError, Unready
 from serving.core.feature_read import FeatureReader, UserView, overridden
 from serving.core.frontier import Frontier, default_frontier
-from serving.core.host_features import HostFeatures, Rows
+from serving.core.host_features import RECORD, HostFeatures, ItemRows, Rows
 from serving.core.host_time import HostTime
 from serving.core.observer import Observer
 from serving.core.options import CoreOptions
@@ -81,7 +81,7 @@ class Ranker:
         self._store, self._observer = store, observer
         self._flops = FlopModel.from_json(artifact.manifest.flops, artifact.config)
         self._host = HostFeatures(artifact)
-        self._reader = FeatureReader(artifact.schema, store, options, observer)
+        self._reader = FeatureReader(self._host, store, options, observer)
         self._scheduler = Scheduler(engine, self._host, self._flops, options, observer)
         self._states = UserStateCache(options.user_state_cache_mb * 1e6)
         self._flights = Flights(self._states)
@@ -170,7 +170,8 @@ class Ranker:
             request.user_id, request.candidates.keys, request.received_ms, request.deadline, request.min_event_version
         )
         store_s = time.monotonic() - started
-        items = overridden(items, request.candidates.overrides)
+        if (overrides := request.candidates.overrides) is not None:
+            items = self._host.encode_items(request.candidates.keys, overridden(items[RECORD], overrides))
         with self._scheduler.reserved(self._scheduler.score_s(len(request.candidates))) as reservation:
             served = await self._serve(request, view, items, store_s, reservation)
         order, values = self._order(request, served)
@@ -203,7 +204,7 @@ class Ranker:
         return (order[:top_k] if top_k else order), values
 
     async def _serve(
-        self, request: RankRequest, view: UserView, items: NDArray[np.void], store_s: float, reservation: Reservation
+        self, request: RankRequest, view: UserView, items: ItemRows, store_s: float, reservation: Reservation
     ) -> _Served:
         """Probabilities from the best rung that works."""
         candidates = request.candidates
@@ -221,13 +222,11 @@ class Ranker:
             # An encode that others had asked for may have waited longer than this request did.
             encode_queue_s = 0.0 if cached else min(state.queue_s, time.monotonic() - asked)
             scored = self._prior_best(request, way.keep) if way.keep else None
-            keys = candidates.keys if scored is None else candidates.keys[scored]
-            inputs = self._host.score_inputs(
-                keys, items if scored is None else items[scored], request.context, request.received_ms, state.newest_ms
-            )
+            kept = items if scored is None else items[scored]
+            inputs = self._host.score_inputs(kept, request.context, request.received_ms, state.newest_ms)
             unknown = inputs.unknown_items
             reservation.release()
-            job = self._scheduler.score_job(inputs, dict(state.tensors), len(keys), urgency)
+            job = self._scheduler.score_job(inputs, dict(state.tensors), len(kept), urgency)
             try:
                 probabilities = await job.result
             except asyncio.CancelledError:

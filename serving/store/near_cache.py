@@ -1,7 +1,9 @@
-"""Near cache of item feature records: bounded in bytes, with a time to live, positive and negative entries.
+"""Near cache of what is known of items, one row per item key: bounded in bytes, with a time to live.
 
-One owner (the event loop), no locks. Records live in one array; a dict maps keys to slots, so a
-lookup is one pass of dict reads and one fancy index. Eviction is CLOCK (second chance).
+One owner (the event loop), no locks. A row holds whatever its owner has made of the store's answer,
+"no features" included. Rows live in one array; a dict maps keys to slots, so a lookup is one pass of
+dict reads and one fancy index. Slot 0 holds nothing, is expired for ever, and stands for every key
+that is not cached. Eviction is CLOCK (second chance).
 """
 
 from __future__ import annotations
@@ -13,82 +15,67 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
-from model.records import Records, missing_records
-
 _OVERHEAD_BYTES = 150
 """Dict entry, boxed key and bookkeeping arrays per slot."""
 
 
 class NearCache:
-    """Caches whether items have features, and which."""
+    """Caches rows of `dtype` by item key."""
 
     def __init__(
         self, dtype: np.dtype[np.void], max_bytes: int, ttl_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.capacity = max(16, max_bytes // (dtype.itemsize + _OVERHEAD_BYTES))
-        self._dtype, self._ttl_s, self._clock = dtype, ttl_s, clock
+        self._ttl_s, self._clock = ttl_s, clock
         self._slots: dict[int, int] = {}
-        size = min(self.capacity, 1024)
-        self._records = missing_records(dtype, size)
+        size = min(self.capacity, 1024) + 1
+        self._rows = np.zeros(size, dtype=dtype)
         self._keys = np.zeros(size, dtype=np.int64)
-        self._stored = np.zeros(size, dtype=bool)
-        self._expires = np.zeros(size)
+        self._expires = np.full(size, -np.inf)
         self._touched = np.zeros(size, dtype=bool)
-        self._hand = 0
+        self._hand = 1
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def lookup(self, keys: NDArray[np.int64]) -> tuple[Records, NDArray[np.bool_], NDArray[np.bool_]]:
-        """Records [N] (missing where unknown), which have stored features [N], which are not cached [N]."""
-        slots = np.array(list(map(self._slots.get, keys.tolist(), repeat(-1))), dtype=np.int64)
-        expired = self._expires[slots] <= self._clock()  # of -1 as well, which is then overruled
-        if not (slots < 0).any() and not expired.any() and self._stored[slots].all():  # the usual case
-            self._touched[slots] = True
-            return self._records[slots], ~expired, expired
-        absent = slots < 0
-        safe = np.where(absent, 0, slots)
-        absent |= expired
-        self._touched[safe[~absent]] = True
-        found = self._stored[safe] & ~absent
-        if found.all():
-            return self._records[safe], found, absent
-        records = missing_records(self._dtype, len(keys))
-        records[found] = self._records[safe[found]]
-        return records, found, absent
+    def lookup(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+        """Rows [N], the caller's to keep, and which keys are not cached [N]: their rows mean nothing."""
+        slots = np.fromiter(map(self._slots.get, keys.tolist(), repeat(0)), np.int64, len(keys))
+        self._touched[slots] = True
+        return self._rows.take(slots), self._expires[slots] <= self._clock()
 
-    def insert(self, keys: NDArray[np.int64], records: Records, found: NDArray[np.bool_]) -> None:
-        """Remember what the store said of `keys` [N]."""
-        expires = self._clock() + self._ttl_s
-        for i, key in enumerate(keys.tolist()):
-            slot = self._slots.get(key)
-            if slot is None:
-                slot = self._free_slot()
-                self._slots[key] = slot
-                self._keys[slot] = key
-            self._records[slot], self._stored[slot], self._expires[slot] = records[i], found[i], expires
+    def insert(self, keys: NDArray[np.int64], rows: NDArray[np.void]) -> None:
+        """Remember the rows of `keys` [N]."""
+        slots = [self._slot(key) for key in keys.tolist()]  # one that is evicted again at once is there twice; the last counts
+        self._rows[slots], self._expires[slots] = rows, self._clock() + self._ttl_s
+
+    def _slot(self, key: int) -> int:
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = self._free_slot()
+            self._keys[slot] = key
+        return slot
 
     def _free_slot(self) -> int:
-        used = len(self._slots)
-        if used < len(self._keys):
-            return used
-        if len(self._keys) < self.capacity:
-            self._grow()
-            return used
+        free = len(self._slots) + 1
+        if free <= self.capacity:
+            if free == len(self._keys):
+                self._grow()
+            return free
         while self._touched[self._hand]:
             self._touched[self._hand] = False
-            self._hand = (self._hand + 1) % self.capacity
+            self._advance()
         slot = self._hand
-        self._hand = (self._hand + 1) % self.capacity
+        self._advance()
         del self._slots[int(self._keys[slot])]
         return slot
 
+    def _advance(self) -> None:
+        self._hand = self._hand % self.capacity + 1
+
     def _grow(self) -> None:
-        size = min(self.capacity, 2 * len(self._keys))
-        grown = missing_records(self._dtype, size)
-        grown[: len(self._records)] = self._records
-        self._records = grown
-        for name in ("_keys", "_stored", "_expires", "_touched"):
+        size = min(self.capacity + 1, 2 * len(self._keys))
+        for name in ("_rows", "_keys", "_expires", "_touched"):
             old = getattr(self, name)
             new = np.zeros(size, dtype=old.dtype)
             new[: len(old)] = old

@@ -40,7 +40,7 @@ def waiting(artifact: Artifact) -> ScoreInputs:
     host = HostFeatures(artifact)
     records = missing_records(feature_dtype(artifact.schema.item_features), 1)
     context = missing_records(feature_dtype(artifact.schema.context), 1)
-    return host.score_inputs(np.ones(1, np.int64), records, context, 0, None)
+    return host.score_inputs(host.encode_items(np.ones(1, np.int64), records), context, 0, None)
 
 
 def test_idle_server_admits_what_the_device_could_make(scheduler: Scheduler) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_scores_are_those_of_the_engine_run_directly(play: Any) -> None:
         )
         session = world.engine.open_session()
         states = session.run("encode_user", rows)
-        items = host.score_inputs(ALL, inputs.items, sent.context, sent.received_ms, 1_000)
+        items = host.score_inputs(host.encode_items(ALL, inputs.items), sent.context, sent.received_ms, 1_000)
         index = {"request_index": np.zeros(len(ALL), np.int64)}
         direct = session.run(SCORE_CANDIDATES, {**states, **items.context, **items.items, **index})
         assert np.array_equal(got, direct[PROBABILITIES])
@@ -182,6 +183,28 @@ def test_sent_user_features_win_over_stored_ones(play: Any) -> None:
         # time since the newest event is unknown in all three, so equal features mean equal bits
         assert np.array_equal(by_candidate(stored), by_candidate(sent))
         assert stored.user_state_cached
+
+    play(scenario)
+
+
+def test_sent_item_features_win_over_stored_ones_for_this_request_only(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, _ = await world.ranker()
+        records = missing_records(feature_dtype(world.schema.item_features), len(ALL))
+        records["popularity"] = 5000.0
+        plain = await ranker.rank(request(world.schema, "eve", ALL))
+        sent = request(world.schema, "eve", ALL)
+        block = replace(sent.candidates, overrides=Overrides(records, ("popularity",)))
+        changed = await ranker.rank(replace(sent, candidates=block))
+        again = await ranker.rank(request(world.schema, "eve", ALL))
+        stored = (await world.store.read_rank_inputs("eve", ALL, 5.0)).items.copy()
+        stored["popularity"] = 5000.0
+        await world.store.put_items(ALL, stored)
+        fresh, _ = await world.ranker()  # its cache knows nothing older
+        told = await fresh.rank(request(world.schema, "eve", ALL))
+        assert np.array_equal(by_candidate(plain), by_candidate(again))
+        assert not np.array_equal(by_candidate(plain), by_candidate(changed))
+        assert np.array_equal(by_candidate(changed), by_candidate(told))
 
     play(scenario)
 
