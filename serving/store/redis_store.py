@@ -73,12 +73,14 @@ class RedisStore:
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
         self._events = {e.name: (e, event_dtype(e)) for e in schema.events}
         self._windows = [(n, str(-read_window(e.cap) * dtype.itemsize)) for n, (e, dtype) in self._events.items()]
+        # No time limit of the sockets' own: each call has one for all it does (`_guard`), and theirs costs a task per command.
         # One immediate retry covers a pooled connection that the server has closed meanwhile.
         pool = redis.BlockingConnectionPool.from_url(
             url,
             max_connections=self.options.max_connections,
             timeout=self.options.timeout_s,
             socket_connect_timeout=self.options.timeout_s,
+            socket_timeout=None,
             retry=Retry(NoBackoff(), 1),
         )
         self._pool = pool
