@@ -37,7 +37,7 @@ LATE_MS, BUSY = 5.0, 0.9
 """A generator that sends its 99th percentile later than this, or computes more than this share of the time, spoils a run."""
 
 CANCELLED = "CANCELLED_BY_CLIENT"
-SETTLE_S = 0.2
+SETTLE_S, READY_S = 0.2, 30.0
 
 
 class Names(StrictModel):
@@ -148,13 +148,18 @@ class Generator:
         self._replies = [b""] * count
         self._start = 0.0
 
-    async def run(self, address: str) -> Sample:
-        """One run; returns when every call has ended."""
+    async def run(self, address: str, ready_s: float = READY_S) -> Sample:
+        """One run; returns when every call has ended. Raises `ConnectionError` when no server answers within `ready_s`."""
         plan = self._plan
         async with grpc.aio.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
             self._rank: Any = channel.unary_unary(RANK)
             self._record: Any = channel.unary_unary(RECORD)
-            await channel.channel_ready()
+            try:
+                await asyncio.wait_for(channel.channel_ready(), ready_s)
+            except TimeoutError as error:
+                raise ConnectionError(
+                    f"expected a server at {address}, none answered within {ready_s:g} s; start it"
+                ) from error
             gc.collect()
             gc.freeze()
             gc.disable()

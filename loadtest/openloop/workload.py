@@ -112,7 +112,8 @@ def _candidate_counts(workload: Workload, rng: np.random.Generator, count: int) 
 
 def _quantile(u: NDArray[np.float64], low: float, high: int, tail: float) -> NDArray[np.int64]:
     sizes = low / (1 - u * (1 - (low / high) ** tail)) ** (1 / tail)
-    return np.clip(np.round(sizes), 1, high).astype(np.int64)
+    counts: NDArray[np.int64] = np.clip(np.round(sizes), 1, high).astype(np.int64)
+    return counts
 
 
 def _mean(low: float, high: int, tail: float) -> float:

@@ -151,7 +151,7 @@ class Ranker:
         wait = self._host_time.backlog_s(self._in_flight)
         if not self.options.degrade:
             wait = max(wait, self._scheduler.drain_s())
-        return overloaded(wait) if wait > CAUTION * (deadline - time.monotonic()) else None
+        return overloaded(wait) if wait > max(0.0, CAUTION * (deadline - time.monotonic())) else None
 
     def _admit(self, request: RankRequest) -> None:
         if not self._accepting:
