@@ -20,7 +20,7 @@ def read_messages(path: Path) -> list[bytes]:
     data, at, found = path.read_bytes(), 0, list[bytes]()
     while at < len(data):
         end = at + LENGTH_BYTES + int.from_bytes(data[at : at + LENGTH_BYTES], "little")
-        if end > len(data) or len(data) - at < LENGTH_BYTES:
+        if end > len(data):
             raise ValueError(
                 f"{path}: expected whole messages, found the end of the file inside message {len(found)}; write the file again"
             )

@@ -83,10 +83,12 @@ def play(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def draw_requests(host: HostFeatures, rng: np.random.Generator, count: int = REQUESTS) -> list[Request]:
-    """Random states, contexts and items; candidate counts from one to the largest."""
+def draw_requests(
+    host: HostFeatures, rng: np.random.Generator, count: int = REQUESTS, most: int = MOST_CANDIDATES
+) -> list[Request]:
+    """Random states, contexts and items; candidate counts from one to `most`."""
     requests = []
-    for candidates in rng.integers(1, MOST_CANDIDATES + 1, count).tolist():
+    for candidates in rng.integers(1, most + 1, count).tolist():
         zeros = host.zeros(host.score_signature, {"R": 1, "C": candidates})
         drawn = {name: rng.standard_normal(rows.shape).astype(rows.dtype) for name, rows in zeros.items()}
         context = {name: rows for name, rows in drawn.items() if name.startswith("context_")}
@@ -155,7 +157,7 @@ def test_a_failing_engine_fails_every_request_even_beside_one_that_was_cancelled
 ) -> None:
     async def scenario() -> None:
         watched = Watched(engine)
-        requests = draw_requests(host, rng, 6)
+        requests = draw_requests(host, rng, 6, most=8)  # the first alone, the next four in one batch
         async with fifo(watched, host) as baseline:
             watched.broken = True
             futures = [baseline.score(*request) for request in requests]
