@@ -71,7 +71,7 @@ class Demo:
     def run(self) -> dict[str, Any]:
         """All stages; returns the figures of the closing line."""
         began = time.perf_counter()
-        stages = self.bench.pipeline.run()
+        stages = self.bench.run()
         replay = self.bench.replay
         requests = self.bench.pipeline.held_out(replay, self.bench.requests)
         with self.bench.server() as server, Client(server.address, timeout_s=10) as client:

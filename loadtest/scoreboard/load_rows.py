@@ -33,8 +33,10 @@ SEED = 20_261_124
 RUN_S, WARM_S = 10.0, 8.0
 CALM_RATE = 50.0
 SERVICE_TIMES = 50
-STEP, MOST_STEPS = 1.2, 12
 """S1: the latency bound in mean service times."""
+
+STEP, MOST_STEPS = 1.2, 12
+"""S2: growth of the rate while the peak is searched."""
 
 MANY = available_cpus() > 1
 APART: dict[str, Any] = {"host_cpus": [1], "core": {"slot_cpus": [0]}} if MANY else {"core": {}}
