@@ -92,7 +92,7 @@ def _page(lines: list[dict[str, Any]]) -> str:
             "# Results",
             "",
             "Written by `make bench`; one row alone: `make bench ROW=S13`.",
-            f"{_machine()}. Synthetic logs, OpenVINO, embedded store; `tiny` in f32 where the conditions name no model.",
+            f"{_machine()}. Synthetic logs, OpenVINO, embedded store; `tiny` where the conditions name no model.",
             "Speeds are meant as ratios within a row; absolute times are this machine's.",
             "",
             *table,
