@@ -20,6 +20,8 @@ from serving.core.options import CoreOptions
 
 LEVEL_SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 MIN_STEPS = 8
+LEAST_CANDIDATES = 24
+"""For fewer rows the CPU engine takes other bf16 kernels (seen with AMX), whose scores differ in bits."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ def powers_of_two(largest: int) -> tuple[int, ...]:
 
 
 def eighth_octaves(largest: int) -> tuple[int, ...]:
-    """Multiples of 8, eight per doubling from 64 on (padding below an eighth), up to and including `largest`."""
-    sizes = {largest, *range(8, min(64, largest), 8)}
+    """Multiples of 8 from `LEAST_CANDIDATES`, eight per doubling from 64 on (padding below an eighth), up to `largest`."""
+    sizes = {largest, *range(LEAST_CANDIDATES, min(64, largest), 8)}
     octave = 64
     while octave < largest:
         sizes.update(s for s in range(octave, 2 * octave, octave // 8) if s < largest)

@@ -84,7 +84,7 @@ def test_every_shape_is_run_once_more_and_then_none(parts: tuple[ShapeBuckets, H
 
 
 def test_before_anything_is_warm_the_exact_bucket_is_used(parts: tuple[ShapeBuckets, HostFeatures, FlopModel]) -> None:
-    assert WarmUp(*parts).score_shape(1, 10) == ScoreShape(1, 16)
+    assert WarmUp(*parts).score_shape(1, 10) == ScoreShape(1, 24)
 
 
 def _seen(warm_up: WarmUp, shape: EncodeShape | ScoreShape) -> tuple[str, tuple[tuple[int, ...], ...]]:
