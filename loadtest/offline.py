@@ -53,7 +53,7 @@ def run_offline(bench: Bench, work: OfflineWork, *, precision: str, cpu: int | N
     batches: list[tuple[str, dict[str, int], float]] = []
     for level, share in enumerate(work.level_shares):
         encodes = share * work.encodes_per_request * len(work.candidates)
-        size = {"U": users} | {f"T_{event}": steps for event, steps in shapes.levels[level].items()}
+        size = shapes.encode_sizes(level, users)
         useful = users * flops.encode(shapes.levels[level]).total
         batches += [(ENCODE_USER, size, useful)] * round(encodes / users)
     requests = rows = 0

@@ -74,7 +74,7 @@ class FrontierMeasurement:
             prior = self._prior.probabilities(self._keys(request))
             answers = {("FULL", 0.0): full, ("PRIOR", 0.0): prior}
             answers |= {("STALE_STATE", float(k)): self._score(request, _without_newest(histories, k)) for k in STALE}
-            answers |= {("SHORT_HISTORY", s): self._score(request, self._shortened(histories, s)) for s in shares}
+            answers |= {("SHORT_HISTORY", s): self._score(request, self._shapes.shortened(histories, s)) for s in shares}
             answers |= {("FEWER_CANDIDATES", s): self._fewer(request, full, prior, s) for s in FEWER}
             labels = self._log.labels[self._log.shown(request)]
             for step, probabilities in answers.items():
@@ -156,13 +156,9 @@ class FrontierMeasurement:
         mixed[kept] = full[kept]
         return mixed
 
-    def _shortened(self, histories: Histories, share: float) -> Histories:
-        level = self._shapes.levels[self._shapes.shares.index(share)]
-        return {event: history[max(0, len(history) - level[event]) :] for event, history in histories.items()}
-
     def _encode_ms(self, level: int) -> float:
-        size = {"U": 1} | {f"T_{event}": steps for event, steps in self._shapes.levels[level].items()}
-        return self._median_ms(ENCODE_USER, self._host.zeros(self._host.encode_signature, size))
+        sizes = self._shapes.encode_sizes(level, 1)
+        return self._median_ms(ENCODE_USER, self._host.zeros(self._host.encode_signature, sizes))
 
     def _score_ms(self, candidates: int) -> float:
         size = {"R": 1, "C": self._shapes.score_shape(1, candidates).candidates}

@@ -95,7 +95,7 @@ class Ranker:
         self._idle.set()
 
     async def start(self) -> None:
-        """Warm every shape bucket of every slot, then accept requests."""
+        """Open every slot and warm its essential shapes, then accept requests."""
         await self._scheduler.start()
         self._host_time.start()
         self._accepting = True
@@ -319,9 +319,7 @@ class Ranker:
 
     def _shortened(self, view: UserView, share: float) -> UserView:
         """The newest events of every history, as many as the padding level of `share` holds."""
-        shapes = self._scheduler.shapes
-        steps = shapes.levels[shapes.shares.index(share)]
-        histories = {event: history[-steps[event] :] for event, history in view.histories.items()}
+        histories = self._scheduler.shapes.shortened(view.histories, share)
         return replace(view, histories=histories, newest_ms=newest_event_ms(list(histories.values())), is_partial=True)
 
     async def _join(self, key: StateKey, urgency: Urgency, launch: Callable[[], Flight]) -> UserState:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 
+from model.records import Records
 from model.schema import Schema
 from serving.core.options import CoreOptions
 
@@ -73,6 +74,15 @@ class ShapeBuckets:
         ends = {1, self.users[-1]}, {1, self.requests[-1]}
         encode: list[Shape] = [s for s in self.encode_shapes if s.users in ends[0]]
         return (*encode, *(s for s in self.score_shapes if s.requests in ends[1] and s.candidates in octaves))
+
+    def encode_sizes(self, level: int, users: int) -> dict[str, int]:
+        """Sizes of the dynamic dimensions of `encode_user`."""
+        return {"U": users} | {f"T_{event}": steps for event, steps in self.levels[level].items()}
+
+    def shortened(self, histories: Mapping[str, Records], share: float) -> dict[str, Records]:
+        """The newest events of every history, as many as the level of `share` holds."""
+        steps = self.levels[self.shares.index(share)]
+        return {event: history[-steps[event] :] for event, history in histories.items()}
 
     def encode_shape(self, level: int, users: int) -> EncodeShape:
         """The smallest shape that holds `users` users of a level."""

@@ -90,7 +90,7 @@ class EngineSlot(Generic[Task, Outcome]):
     def _do_spare(self, session: Session) -> bool:
         try:
             return self._spare(session)
-        except Exception:
+        except Exception:  # nobody waits for it: batches must still run, on the shapes that are warm
             _LOG.exception("engine slot %d: spare work failed and is given up", self.index)
             return False
 

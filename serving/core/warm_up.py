@@ -37,7 +37,7 @@ class WarmUp:
         every: list[Shape] = [*shapes.encode_shapes, *shapes.score_shapes]
         self._flops = {shape: executed_flops(flops, shapes, shape) for shape in every}
         self._cold = dict.fromkeys(sorted(self._flops, key=self._flops.__getitem__))
-        self._warm: dict[Shape, float] = {}
+        self._warm: set[Shape] = set()
 
     @property
     def cold(self) -> int:
@@ -82,10 +82,10 @@ class WarmUp:
         if observe is not None:
             observe(graph, self._flops[shape], time.perf_counter() - started)
         self._cold.pop(shape, None)
-        self._warm[shape] = self._flops[shape]
+        self._warm.add(shape)
 
     def _inputs(self, shape: Shape) -> tuple[str, Mapping[str, NDArray[Any]]]:
         if isinstance(shape, EncodeShape):
-            size = {"U": shape.users} | {f"T_{event}": steps for event, steps in self._shapes.levels[shape.level].items()}
+            size = self._shapes.encode_sizes(shape.level, shape.users)
             return ENCODE_USER, self._host.zeros(self._host.encode_signature, size)
         return SCORE_CANDIDATES, self._host.zeros(self._host.score_signature, {"R": shape.requests, "C": shape.candidates})
