@@ -23,6 +23,8 @@ class CoreOptions(StrictModel):
     `stretch`: a request is due after this many times its own engine time, so small requests pass large ones
     (0: first come, first served); after half of its time budget at the latest.
     `max_batch_candidates`, `max_batch_requests`, `max_batch_users`: largest shape buckets.
+    The CPU engine compiles `encode_user` for every number of users (1, 2, 4, …) at every history level: about 30 MB per shape
+    and slot for `small`; `max_batch_users: 1` needs least.
     `user_state_cache_mb`: memory for user states, least recently used first out.
     `item_cache_mb`, `item_ttl_s`: near cache of item features and of the graph inputs made of them (both in the bound).
     `store_budget_share`: share of the remaining deadline that the store read may take.
@@ -44,7 +46,7 @@ class CoreOptions(StrictModel):
     stretch: Annotated[float, Field(ge=0)] = 20.0
     max_batch_candidates: Annotated[int, Field(ge=8, le=65_536)] = 1024
     max_batch_requests: Annotated[int, Field(ge=1, le=1024)] = 32
-    max_batch_users: Annotated[int, Field(ge=1, le=1024)] = 8
+    max_batch_users: Annotated[int, Field(ge=1, le=1024)] = 4
     user_state_cache_mb: Annotated[float, Field(gt=0)] = 256.0
     item_cache_mb: Annotated[float, Field(gt=0)] = 128.0
     item_ttl_s: Annotated[float, Field(gt=0)] = 60.0

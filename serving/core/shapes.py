@@ -51,9 +51,7 @@ class ShapeBuckets:
         by_share = _levels(schema)
         self.shares: tuple[float, ...] = tuple(by_share)
         self.levels: tuple[Mapping[str, int], ...] = tuple(by_share.values())
-        self.users = tuple(range(1, min(8, options.max_batch_users) + 1)) + tuple(
-            n for n in powers_of_two(options.max_batch_users) if n > 8
-        )
+        self.users = powers_of_two(options.max_batch_users)
         self.requests = powers_of_two(options.max_batch_requests)
         self.candidates = eighth_octaves(options.max_batch_candidates)
 
@@ -69,11 +67,10 @@ class ShapeBuckets:
 
     @cached_property
     def essential(self) -> tuple[Shape, ...]:
-        """Shapes of which one holds any batch without padding it to more than about twice its size."""
-        octaves = set(powers_of_two(self.candidates[-1]))
-        ends = {1, self.users[-1]}, {1, self.requests[-1]}
-        encode: list[Shape] = [s for s in self.encode_shapes if s.users in ends[0]]
-        return (*encode, *(s for s in self.score_shapes if s.requests in ends[1] and s.candidates in octaves))
+        """Shapes of which one holds any batch: the most users of every level; few and many requests, octaves of candidates."""
+        octaves, requests = set(powers_of_two(self.candidates[-1])), {1, self.requests[-1]}
+        encode: list[Shape] = [s for s in self.encode_shapes if s.users == self.users[-1]]
+        return (*encode, *(s for s in self.score_shapes if s.requests in requests and s.candidates in octaves))
 
     def encode_sizes(self, level: int, users: int) -> dict[str, int]:
         """Sizes of the dynamic dimensions of `encode_user`."""

@@ -2,7 +2,10 @@
 
 Owns conversion of the two portable graphs to OpenVINO's own form, their compilation, and sessions.
 Every session owns its compiled models: on CPUs two one-thread models in two threads beat one
-two-thread model. The GIL is released while a graph runs.
+two-thread model. The GIL is released while a graph runs. `encode_user` is compiled once per shape:
+it is hundreds of small operators, which a graph of dynamic shapes prepares anew whenever the shape
+changes, at about the price of running them (`docs/benchmarking.md`). `score_candidates`, a few large
+products, is one dynamic graph: a copy of its weights per shape would always be cold.
 
 Traps that shape this file: what `export_model` wrote `import_model` (2026.4) reads back as a graph
 that computes wrong states without a word (a guess: it loses the settings of fused rotary nodes), so
@@ -15,6 +18,7 @@ where the CPU has it, so precision is always set.
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,28 +30,51 @@ from numpy.typing import NDArray
 from openvino import opset13
 
 from model.artifact import Artifact, ArtifactError
+from model.signature import ENCODE_USER
 from serving.engines.base import Tensors
 from serving.engines.cache import GRAPHS, EngineIdentity, Precision
 
 TARGET = "openvino"
+PER_SHAPE = frozenset({ENCODE_USER})
 PROBE_ROWS, PROBE_WIDTH, PROBE_RUNS = 512, 1024, 15
+
+_Key = tuple[str | tuple[int, ...], ...]
 
 
 class OpenVinoSession:
     """One execution context of both graphs; used by one thread at a time."""
 
-    def __init__(self, models: Mapping[str, Any]) -> None:
-        self._requests = {graph: model.create_infer_request() for graph, model in models.items()}
-        self._outputs = {graph: [port.get_any_name() for port in model.outputs] for graph, model in models.items()}
+    def __init__(self, models: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        self._models, self._settings = models, settings
+        self._compiled: dict[str, Any] = {}
+        self._requests: dict[_Key, tuple[Any, list[str]]] = {}
 
     def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
-        """Run `graph`; the outputs are copies."""
-        results = self._requests[graph].infer(inputs, share_inputs=False, share_outputs=False)
-        return dict(zip(self._outputs[graph], results.to_tuple(), strict=True))
+        """Run `graph`, compiling it first if need be (half a second); the outputs are copies.
+
+        The engine reads `inputs` where they are; they are kept until the next call with these shapes.
+        """
+        key = (graph, *(tensor.shape for tensor in inputs.values()))
+        if key not in self._requests:
+            model = self._compile_for(graph, inputs) if graph in PER_SHAPE else self._shared(graph)
+            self._requests[key] = model.create_infer_request(), [port.get_any_name() for port in model.outputs]
+        request, outputs = self._requests[key]
+        results = request.infer(inputs, share_inputs=True, share_outputs=False)
+        return dict(zip(outputs, results.to_tuple(), strict=True))
+
+    def _shared(self, graph: str) -> Any:
+        if graph not in self._compiled:
+            self._compiled[graph] = ov.Core().compile_model(self._models[graph], "CPU", self._settings)
+        return self._compiled[graph]
+
+    def _compile_for(self, graph: str, inputs: Tensors) -> Any:
+        model = self._models[graph].clone()
+        model.reshape({name: list(tensor.shape) for name, tensor in inputs.items()})
+        return ov.Core().compile_model(model, "CPU", self._settings)
 
 
 class OpenVinoEngine:
-    """Converted graphs of one artifact, compiled once per session."""
+    """Converted graphs of one artifact, compiled by every session."""
 
     name = TARGET
 
@@ -57,11 +84,10 @@ class OpenVinoEngine:
         self._models = {graph: core.read_model(directory / f"{graph}.xml") for graph in GRAPHS}
 
     def open_session(self) -> OpenVinoSession:
-        """Compile both graphs once more: sessions share nothing and run in parallel."""
+        """Sessions share nothing that is compiled and run in parallel; graphs are compiled at their first use."""
         if not self._models:
             raise RuntimeError("the engine is closed")
-        core, settings = ov.Core(), cpu_settings(self.precision, self.threads)
-        return OpenVinoSession({graph: core.compile_model(model, "CPU", settings) for graph, model in self._models.items()})
+        return OpenVinoSession(self._models, cpu_settings(self.precision, self.threads))
 
     def close(self) -> None:
         """Drop the graphs; sessions free their memory when they are dropped."""
