@@ -40,8 +40,8 @@ class ServerConfig(StrictModel):
     What is served: `repository` of artifacts, `model` (empty: the only one), `version` (empty: the
     newest by name, numbers in it compared as numbers), `engine`, `engine_cache` (default: `.engines` in
     the repository), `precision` (`auto`: bf16 where the CPU has it), `slots` (0: as many as fill the
-    CPUs), `threads_per_slot` (0: one), `host_cpus` that everything but the engine slots is pinned to (empty: none;
-    `core.slot_cpus` pins the slots).
+    CPUs), `threads_per_slot` (0: one; both 0: what `kunlun calibrate` found fastest on as many CPUs, if it
+    ran), `host_cpus` that everything but the engine slots is pinned to (empty: none; `core.slot_cpus` pins the slots).
 
     Where: `host` and `port` (0: any free port, printed), `metrics_port` (0: any; null: off), `tls`. `front_end`:
     `grpcio`, or `native`, whose HTTP/2 runs in Rust outside the GIL (cheaper calls; neither TLS nor

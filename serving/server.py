@@ -23,7 +23,7 @@ from prometheus_client import start_http_server
 from kunlun.v1 import events_pb2_grpc, feedback_pb2_grpc, ranker_pb2_grpc
 from model.artifact import Artifact, open_artifact
 from model.config import ConfigError
-from serving.config import ServerConfig, artifact_path, random_receipt_keys, receipt_keys
+from serving.config import ServerConfig, artifact_path, available_cpus, random_receipt_keys, receipt_keys
 from serving.core.frontier import load_frontier
 from serving.core.ranker import Ranker
 from serving.engines.base import Engine
@@ -45,6 +45,7 @@ from serving.protocol.ranker_service import RankerService
 from serving.store.base import FeatureStore
 from serving.store.open import open_store
 from serving.transport import Health, bind, open_grpc_server
+from serving.tuning.calibrate_slots import best_split
 
 _LOG = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         _LOG.warning("no receipt key: receipts will be rejected by other replicas and after a restart")
     async with contextlib.AsyncExitStack() as stack:
         artifact = open_artifact(artifact_path(config))
+        config = _with_calibrated_slots(config, artifact)
         schema, manifest = artifact.schema, artifact.manifest
         engine = _open_engine(config, artifact)
         stack.callback(engine.close)
@@ -173,6 +175,15 @@ def _pin(cpus: Sequence[int]) -> None:
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread), cpus)
+
+
+def _with_calibrated_slots(config: ServerConfig, artifact: Artifact) -> ServerConfig:
+    """With the split of the CPUs that `kunlun calibrate` found fastest, where the configuration leaves it open."""
+    if config.slots or config.threads_per_slot:
+        return config
+    cache = config.engine_cache or default_cache(artifact)
+    split = best_split(cache, artifact, precision=config.precision, cpus=available_cpus())
+    return config if split is None else config.model_copy(update={"slots": split.slots, "threads_per_slot": split.threads})
 
 
 def _open_engine(config: ServerConfig, artifact: Artifact) -> Engine:

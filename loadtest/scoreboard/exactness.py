@@ -63,7 +63,8 @@ def online_ne_equals_offline(bench: Bench) -> Figure:
 
 
 def engine_equals_twin(bench: Bench) -> Figure:
-    """Scores over gRPC against the torch twin on random requests; NE change and rank flips on held-out ones."""
+    """Scores of `small` over gRPC against the torch twin on random requests; NE change and rank flips on held-out ones."""
+    bench = bench.small
     random_requests = bench.replay.randomized(bench.requests, np.random.default_rng(SEED))
     held_out = bench.pipeline.held_out(bench.replay, bench.requests)
     with bench.server() as server, Client(server.address, timeout_s=10) as client:
@@ -87,6 +88,7 @@ def engine_equals_twin(bench: Bench) -> Figure:
     precision = resolve_precision("auto")
     gate, _ = GATES[precision]
     conditions = {
+        "model": "small",
         "random_requests": bench.requests,
         "max_score_difference": difference,
         "score_difference_gate": gate,
@@ -124,13 +126,21 @@ def flop_counter_equals_count(bench: Bench) -> Figure:
 
 
 def same_bits_whatever_the_batch(bench: Bench) -> Figure:
-    """Random requests one by one, then again after a restart, shuffled, from 8 threads, on a warm and a cold cache."""
+    """Random requests to `small` one by one, then after a restart, shuffled, from 8 threads, on a warm and a cold cache."""
+    bench = bench.small
     replay = bench.replay.randomized(bench.requests, np.random.default_rng(SEED))
     alone = _scores(bench, replay, np.arange(bench.requests), threads=1)
     order = np.random.default_rng(SEED + 1).permutation(np.repeat(np.arange(bench.requests), 2))
     crowded = _scores(bench, replay, order, threads=8)
     differing = sum(len({*crowded[n], *alone[n]}) > 1 for n in range(bench.requests))
-    return Figure(differing, differing == 0, {"requests": bench.requests, "replays": 2 * bench.requests, "threads": 8})
+    conditions = {
+        "model": "small",
+        "precision": resolve_precision("auto"),
+        "requests": bench.requests,
+        "replays": 2 * bench.requests,
+        "threads": 8,
+    }
+    return Figure(differing, differing == 0, conditions)
 
 
 def _scores(bench: Bench, replay: Replay, order: np.ndarray, threads: int) -> dict[int, list[bytes]]:

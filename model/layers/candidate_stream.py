@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.layers.tokens import row_invariant_linear
 from model.model_config import ModelConfig
 
 
@@ -54,7 +55,7 @@ class CandidateStream(nn.Module):
         rows = [state.flatten(1) for state in states]
         x = self.from_item(item)
         if self.from_context is not None and context is not None:
-            x = x + self.from_context(context).index_select(0, request_index)
+            x = x + row_invariant_linear(self.from_context, context).index_select(0, request_index)
         for layer, r in zip(self.layers, rows, strict=True):
             x = layer(x, r, request_index)
         shared = self.head_request(rows[-1]).index_select(0, request_index)

@@ -11,6 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+PRODUCT_WIDTH = 32
+
+
+def row_invariant_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """`linear(x)` with the inner width padded by zeros to a multiple of 32: [N, inputs] → [N, outputs].
+
+    For products with one row per user or request. With another inner width a CPU that multiplies bf16 in
+    tiles (AMX) takes another kernel for a single row, whose sums differ in the last bit from a batch's.
+    """
+    padding = (0, -linear.in_features % PRODUCT_WIDTH)
+    return F.linear(F.pad(x, padding), F.pad(linear.weight, padding), linear.bias)
+
 
 class FlatTokens(nn.Module):
     """Concatenated features [N, inputs] → tokens [N, tokens, width], layer-normed."""
@@ -21,7 +33,7 @@ class FlatTokens(nn.Module):
         self.project = nn.Linear(inputs, tokens * width)
 
     def forward(self, features: Tensor) -> Tensor:
-        tokens = self.project(features).unflatten(-1, (self.tokens, self.width))
+        tokens = row_invariant_linear(self.project, features).unflatten(-1, (self.tokens, self.width))
         return F.layer_norm(tokens, (self.width,))
 
 

@@ -89,17 +89,20 @@ class Client:
         model: str = "",
         version: str = "",
         time_ms: int = 0,
+        priority: str = "",
         timeout_s: float | None = None,
     ) -> RankReply:
         """Order `items` for a user; raises `KunlunError`.
 
         `context` and `user` map feature names to values (user features win over stored ones).
         `item_features` and request `columns` hold one value per item. `top_k` 0 returns all. `after`
-        is the token of recorded events that must be seen. `time_ms` replays a past request.
+        is the token of recorded events that must be seen. `time_ms` replays a past request. Under overload
+        `priority` (low, normal, high) says who is degraded and refused first.
         """
         message = RankQuery(
             *(user_id, items, context, user, item_features, columns, top_k),
             *(include_timings, after, request_id, model, version, time_ms),
+            priority=priority,
         ).message()
         return RankReply.of(self._call(self._ranker.Rank, message, timeout_s))
 

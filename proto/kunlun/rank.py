@@ -37,6 +37,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="request column: one number per item (repeatable)",
     )
     parser.add_argument("--top-k", type=int, default=0, help="return the best K only")
+    parser.add_argument(
+        "--priority", choices=("low", "normal", "high"), default="normal", help="under overload (default: normal)"
+    )
     parser.add_argument("--timings", action="store_true", help="show where the time went")
     parser.add_argument("--timeout-s", type=float, default=5.0, help="deadline (default: 5)")
     parser.add_argument("--json", action="store_true", help="print the reply as one JSON object")
@@ -55,6 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 columns=dict(_numbers(text) for text in arguments.column),
                 top_k=arguments.top_k,
                 include_timings=arguments.timings,
+                priority=arguments.priority,
             )
         except KunlunError as error:
             print(f"kunlun rank: {error}", file=sys.stderr)

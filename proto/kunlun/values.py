@@ -71,7 +71,10 @@ class RankReply:
 
 @dataclass(frozen=True)
 class RankQuery:
-    """One ranking request; see `kunlun.client.Client.rank`. `budget_ms`: its deadline on a stream (0: the server's default)."""
+    """One ranking request; see `kunlun.client.Client.rank`. `budget_ms`: its deadline on a stream (0: the server's default).
+
+    `priority`: low, normal or high; empty: normal.
+    """
 
     user_id: str
     items: Sequence[str] | Sequence[int]
@@ -87,6 +90,7 @@ class RankQuery:
     version: str = ""
     time_ms: int = 0
     budget_ms: int = 0
+    priority: str = ""
 
     def message(self) -> ranker_pb2.RankRequest:
         """The query on the wire."""
@@ -103,6 +107,7 @@ class RankQuery:
             include_timings=self.include_timings,
             min_event_token=self.after.token if isinstance(self.after, EventToken) else self.after,
             time_ms=self.time_ms,
+            priority=_priority(self.priority),
         )
 
     def stream_message(self) -> ranker_pb2.RankStreamRequest:
@@ -198,6 +203,14 @@ def column(name: str, rows: Sequence[Values], *, many: bool = False) -> types_pb
     for part in parts:
         offsets.append(offsets[-1] + len(part))
     return _column(name, [value for part in parts for value in part], offsets)
+
+
+def _priority(name: str) -> types_pb2.Priority:
+    known = [n.removeprefix("PRIORITY_").lower() for n in types_pb2.Priority.keys()[1:]]
+    if name and name not in known:
+        raise ValueError(f"priority: expected one of {', '.join(known)} (or nothing), found {name!r}")
+    priority: types_pb2.Priority = types_pb2.Priority.Value(f"PRIORITY_{(name or 'unspecified').upper()}")  # type: ignore[assignment]
+    return priority
 
 
 def one_row(features: Mapping[str, Values] | None) -> list[types_pb2.FeatureColumn]:

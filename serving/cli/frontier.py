@@ -15,9 +15,10 @@ from model.cli.console import progress_bar
 from model.config import ConfigError
 from model.data.request_log import load_request_log
 from serving.core.frontier import Frontier, frontier_path, save_frontier
+from serving.core.options import CoreOptions
 from serving.engines.cache import default_cache
 from serving.engines.open import open_engine
-from serving.measure_frontier import FrontierMeasurement
+from serving.tuning.measure_frontier import FrontierMeasurement
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("requests", "candidates", "threads"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name}: expected at least 1, found {getattr(arguments, name)}")
+    if arguments.candidates > (most := CoreOptions().max_batch_candidates):
+        raise UsageError(f"--candidates: expected at most {most}, found {arguments.candidates}")
     try:
         artifact = open_artifact(arguments.artifact)
         log = load_request_log(arguments.data)
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     requests = np.arange(len(log))[-arguments.requests :]
     with progress_bar(arguments.json) as bar:
         task = bar.add_task("requests", total=len(requests), note="")
-        measurement = FrontierMeasurement(artifact, engine, log, min(arguments.candidates, 1024))
+        measurement = FrontierMeasurement(artifact, engine, log, arguments.candidates)
         frontier = measurement.run(requests, lambda: bar.advance(task))
     path = frontier_path(engine.entry)
     save_frontier(frontier, path)

@@ -70,12 +70,15 @@ class Ladder:
         self._least_rate = min(per_second, default=1.0) / SPREAD
         self._most_rate = max(per_second, default=1.0) * SPREAD
 
-    def choose(self, costs: Costs, wait_s: float, budget_s: float) -> Way:
-        """The best way under the present pressure; the prior when nothing else can be in time."""
+    def choose(self, costs: Costs, wait_s: float, budget_s: float, weight: float = 1.0) -> Way:
+        """The best way under the present pressure; the prior when nothing else can be in time.
+
+        `weight`: of the pressure; above 1 for requests that are to be degraded before others.
+        """
         prior = Way(0.0, self._prior, Rung.PRIOR)
         if budget_s <= 0:
             return prior
-        rate = self._rate(wait_s / budget_s)
+        rate = self._rate(weight * wait_s / budget_s)
         ways = self._ways(costs) if rate else [self._full(costs)]
         in_time = [way for way in ways if wait_s + way.seconds <= budget_s]
         return min([*in_time, prior] if rate else in_time or [prior], key=lambda way: way.loss + rate * way.seconds)

@@ -32,15 +32,16 @@ from serving.core.observer import Observer
 from serving.core.options import CoreOptions
 from serving.core.ordering import Ordering, PopularityPrior, are_sane
 from serving.core.scheduler import Reservation, Scheduler, Urgency, overloaded
-from serving.core.types import RankRequest, RankResult, RecordedEvents, Rung, StageTimes, UserEvent
+from serving.core.types import Priority, RankRequest, RankResult, RecordedEvents, Rung, StageTimes, UserEvent
 from serving.core.user_states import Flight, Flights, StateKey, UserState, UserStateCache, state_key
 from serving.core.write_encoder import WriteEncoder
 from serving.engines.base import Engine
 from serving.store.base import FeatureStore
 
 WRITE_DEADLINE_S = 10.0
-CAUTION = 0.8
-"""Share of its time that a request may be predicted to wait: an answer just after the deadline helps nobody."""
+SHARES = {Priority.LOW: 0.5, Priority.NORMAL: 0.8, Priority.HIGH: 0.95}
+"""Share of its time that a request may be predicted to take, by priority. What one leaves is there for those above it,
+and an answer just after the deadline helps nobody."""
 
 _NO_KEYS = np.empty(0, np.int64)
 _log = logging.getLogger(__name__)
@@ -142,8 +143,8 @@ class Ranker:
                     self._writes.request(user_id)
         return recorded
 
-    def refusal(self, deadline: float) -> Overloaded | None:
-        """Why a request that must be answered by `deadline` would be refused at once, before anything is known of it."""
+    def refusal(self, deadline: float, priority: Priority = Priority.NORMAL) -> Overloaded | None:
+        """Why a request that must be answered by `deadline` would be refused at once, before more is known of it."""
         if self._in_flight >= self.options.max_queue:
             wait = max(self._scheduler.drain_s(), 1e-3)
             return Overloaded(f"queue: {self._in_flight} requests wait, the limit is {self.options.max_queue}", wait)
@@ -151,16 +152,16 @@ class Ranker:
         wait = self._host_time.backlog_s(self._in_flight)
         if not self.options.degrade:
             wait = max(wait, self._scheduler.drain_s())
-        return overloaded(wait) if wait > max(0.0, CAUTION * (deadline - time.monotonic())) else None
+        return overloaded(wait) if wait > max(0.0, SHARES[priority] * (deadline - time.monotonic())) else None
 
     def _admit(self, request: RankRequest) -> None:
         if not self._accepting:
             raise Unready("the server is starting or stopping")
-        if (refusal := self.refusal(request.deadline)) is not None:
+        if (refusal := self.refusal(request.deadline, request.priority)) is not None:
             raise refusal
         now, candidates = time.monotonic(), len(request.candidates)
         if not self.options.degrade:
-            self._scheduler.admit(candidates, request.deadline, now)
+            self._scheduler.admit(candidates, request.deadline, now, SHARES[request.priority])
         elif now >= request.deadline:
             raise DeadlineExpired(f"deadline: 0.0 ms left cannot suffice for {candidates} candidate(s)")
 
@@ -216,7 +217,7 @@ class Ranker:
             way = self._choose(request, view, key, reservation)
             if way.rung is Rung.PRIOR:
                 return self._from_prior(request, describe(way, len(candidates)), unknown, times)
-            urgency = self._scheduler.urgency(request.started, request.deadline, way.seconds)
+            urgency = self._scheduler.urgency(request.started, request.deadline, way.seconds, request.priority)
             asked = time.monotonic()
             state, cached, rung, reason = await self._state(request, view, user, key, way, urgency)
             # An encode that others had asked for may have waited longer than this request did.
@@ -271,9 +272,9 @@ class Ranker:
         now = time.monotonic()
         wait_s, budget_s = scheduler.drain_s(reservation), request.deadline - now
         if self.options.degrade:
-            return self._ladder.choose(costs, wait_s, budget_s)
+            return self._ladder.choose(costs, wait_s, budget_s, SHARES[Priority.NORMAL] / SHARES[request.priority])
         full = costs.encode.get(1.0, 0.0) + scheduler.score_s(candidates)
-        if wait_s > 0 and wait_s + full > budget_s:
+        if wait_s > 0 and wait_s + full > SHARES[request.priority] * budget_s:
             raise overloaded(wait_s)
         return Way(full)
 

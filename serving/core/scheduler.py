@@ -30,6 +30,7 @@ from serving.core.observer import Observer
 from serving.core.options import CoreOptions
 from serving.core.shapes import ShapeBuckets
 from serving.core.slots import EngineSlot
+from serving.core.types import Priority
 from serving.core.warm_up import WarmUp
 from serving.core.work_time import WorkTime
 from serving.engines.base import Engine, Session
@@ -165,13 +166,19 @@ class Scheduler:
         """Predicted engine seconds of scoring one request."""
         return self.times.predicted_s(SCORE_CANDIDATES, self._flops.per_request + candidates * self._flops.per_candidate)
 
-    def urgency(self, arrived: float, deadline: float, work_s: float) -> Urgency:
+    def urgency(self, arrived: float, deadline: float, work_s: float, priority: Priority = Priority.NORMAL) -> Urgency:
         """Due times by stretch: a request waits in proportion to its own work, so small ones pass huge ones.
 
-        Nobody starves: everything is due after half of its time budget at the latest.
+        High priority is due at once. Nobody starves: everything is due after half of its time budget at the
+        latest, which is when low priority is.
         """
-        patience = min(self._options.stretch * work_s, RELUCTANCE * (deadline - arrived))
-        return Urgency(deadline, arrived + patience)
+        longest = RELUCTANCE * (deadline - arrived)
+        match priority:
+            case Priority.HIGH:
+                return Urgency(deadline, arrived)
+            case Priority.LOW:
+                return Urgency(deadline, arrived + longest)
+        return Urgency(deadline, arrived + min(self._options.stretch * work_s, longest))
 
     def encode_job(
         self, inputs: Rows, level: int, useful_flops: float, urgency: Urgency, *, background: bool = False
@@ -241,15 +248,15 @@ class Scheduler:
             if not self._reservations:
                 self._reserved_s = 0.0  # sums of floats drift
 
-    def admit(self, candidates: int, deadline: float, now: float) -> None:
-        """Refuse what cannot be answered in time; raises `DeadlineExpired` or `Overloaded`."""
+    def admit(self, candidates: int, deadline: float, now: float, share: float = 1.0) -> None:
+        """Refuse what cannot be answered within `share` of its time; raises `DeadlineExpired` or `Overloaded`."""
         flops = self._flops.per_request + candidates * self._flops.per_candidate
         if now + self.times.least_s(SCORE_CANDIDATES, flops) >= deadline:
             raise DeadlineExpired(
                 f"deadline: {max(deadline - now, 0) * 1e3:.1f} ms left cannot suffice for {candidates} candidate(s)"
             )
         wait = self.drain_s()
-        if wait > 0 and now + wait + self.score_s(candidates) > deadline:
+        if wait > 0 and wait + self.score_s(candidates) > share * (deadline - now):
             raise overloaded(wait)
 
     async def _start_slot(self, slot: EngineSlot[Order, Outcome], warm_up: WarmUp) -> None:

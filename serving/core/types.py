@@ -26,6 +26,14 @@ class Rung(IntEnum):
     PRIOR = 5
 
 
+class Priority(IntEnum):
+    """What a request is worth under overload; numbers and names are those of `kunlun.v1.Priority`."""
+
+    LOW = 1
+    NORMAL = 2
+    HIGH = 3
+
+
 @dataclass(frozen=True)
 class Overrides:
     """Feature values sent with a request, which win over stored ones: `records` [N], and which fields were sent."""
@@ -63,6 +71,7 @@ class RankRequest:
     top_k: int = 0  # 0: all
     user_overrides: Overrides | None = None  # [1]
     min_event_version: int = 0  # history version that must be visible; 0: any
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True)

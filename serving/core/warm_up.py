@@ -1,10 +1,10 @@
 """Warm-up: no request is the first to use a tensor shape.
 
 The first use of a shape costs an engine one extra inference or, where it compiles a graph per shape, half
-a second, and every slot has a session of its own. Before a server is ready each slot runs a few *essential* shapes, one of which holds any batch. The
-others follow in the slot's own thread whenever it has been idle for a moment, cheapest first; until
-then a batch is padded to the cheapest shape that is warm. So a restart is ready soon, and what a cold
-shape costs falls on nobody.
+a second, and every slot has a session of its own. Before a server is ready each slot runs a few
+*essential* shapes, one of which holds any batch. The others follow in the slot's own thread whenever it
+has been idle for a moment, cheapest first; until then a batch is padded to the cheapest shape that is
+warm. So a restart is ready soon, and what a cold shape costs falls on nobody.
 """
 
 from __future__ import annotations

@@ -56,6 +56,16 @@ def open_engine(
     )
 
 
+def engine_identity(
+    artifact: Artifact, *, engine: str = "openvino", precision: str = "auto", threads: int
+) -> engine_cache.EngineIdentity:
+    """What the engine of `artifact` on this machine is known by; resolves precision `auto`. Raises `ArtifactError`."""
+    _known(engine)
+    from serving.engines import openvino_engine
+
+    return openvino_engine.identity(artifact, precision=precision, threads=threads)
+
+
 def build_engine(artifact: Artifact, *, target: str = "openvino", cache: Path, precision: str, threads: int) -> BuiltEngine:
     """Compile, check parity, measure the peak, publish. Nothing is published when parity fails."""
     _known(target)

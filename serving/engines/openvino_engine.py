@@ -18,7 +18,6 @@ where the CPU has it, so precision is always set.
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,15 +29,19 @@ from numpy.typing import NDArray
 from openvino import opset13
 
 from model.artifact import Artifact, ArtifactError
+from model.model_config import ModelConfig
 from model.signature import ENCODE_USER
 from serving.engines.base import Tensors
 from serving.engines.cache import GRAPHS, EngineIdentity, Precision
 
 TARGET = "openvino"
 PER_SHAPE = frozenset({ENCODE_USER})
+LEAST_BF16_WIDTH = 64
+"""Narrower products gain little from bf16, and on a CPU with AMX a few rows of them differ in bits from many."""
+
 PROBE_ROWS, PROBE_WIDTH, PROBE_RUNS = 512, 1024, 15
 
-_Key = tuple[str | tuple[int, ...], ...]
+_Key = tuple[str, tuple[tuple[int, ...], ...]]
 
 
 class OpenVinoSession:
@@ -54,7 +57,7 @@ class OpenVinoSession:
 
         The engine reads `inputs` where they are; they are kept until the next call with these shapes.
         """
-        key = (graph, *(tensor.shape for tensor in inputs.values()))
+        key = (graph, tuple(tensor.shape for tensor in inputs.values()))
         if key not in self._requests:
             model = self._compile_for(graph, inputs) if graph in PER_SHAPE else self._shared(graph)
             self._requests[key] = model.create_infer_request(), [port.get_any_name() for port in model.outputs]
@@ -109,20 +112,27 @@ def identity(artifact: Artifact, *, precision: str, threads: int) -> EngineIdent
         target=TARGET,
         device=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip() + _instruction_sets(core),
         libraries={"openvino": str(ov.__version__)},
-        precision=resolve_precision(precision),
+        precision=resolve_precision(precision, narrowest_product(artifact.config)),
         threads=threads,
     )
 
 
-def resolve_precision(precision: str) -> Precision:
-    """`auto` is bf16 where the CPU multiplies it natively, f32 elsewhere; raises `ArtifactError` for what it cannot do.
+def narrowest_product(config: ModelConfig) -> int:
+    """The least width of a model's streams."""
+    return min(
+        config.width, config.default_tower.width, *(tower.width for tower in config.towers.values()), config.candidate.width
+    )
 
-    OpenVINO would run f32 under the name of bf16 on a CPU without it.
+
+def resolve_precision(precision: str, narrowest: int = LEAST_BF16_WIDTH) -> Precision:
+    """`auto` is bf16 where the CPU multiplies it natively and the model is wide enough, f32 elsewhere.
+
+    Raises `ArtifactError` for what the CPU cannot do: OpenVINO would run f32 under the name of bf16.
     """
     has_bf16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     match precision:
         case "auto":
-            return "bf16" if has_bf16 else "f32"
+            return "bf16" if has_bf16 and narrowest >= LEAST_BF16_WIDTH else "f32"
         case "f32":
             return "f32"
         case "bf16" if has_bf16:

@@ -7,7 +7,9 @@ own thread. Cost: about a microsecond per observation, a dozen per Rank; nothing
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -20,6 +22,8 @@ from serving.metrics.engine_window import WINDOW_S, EngineWindow
 
 M = TypeVar("M", Counter, Histogram)
 STAGE_BUCKETS = tuple(0.0005 * math.sqrt(2) ** step for step in range(27))  # 0.5 ms … 4.1 s
+UNHEALTHY_S = 60.0
+_LOG = logging.getLogger(__name__)
 STAGES = ("total", "store", "queue", "encode", "score")
 METHODS = ("Rank", "RankStream", "RecordEvents", "ReportOutcomes")
 CODES = (
@@ -62,6 +66,12 @@ class ServingMetrics:
         self._insane = Counter(
             "kunlun_rank_insane_scores", "Ranks whose scores were no probabilities, answered by the prior.", registry=registry
         )
+        self._insane_until = -math.inf
+        Gauge(
+            "kunlun_model_healthy",
+            f"0: scores that were no probabilities, within the last {UNHEALTHY_S:.0f} s.",
+            registry=registry,
+        ).set_function(lambda: float(time.monotonic() >= self._insane_until))
         self._candidates = Counter("kunlun_rank_returned_items", "Items returned by Rank.", registry=registry)
         self._unknown_items = Counter(
             "kunlun_rank_unknown_items", "Candidates scored with the out-of-vocabulary row.", registry=registry
@@ -191,8 +201,12 @@ class ServingMetrics:
         self.window.add(useful_flops, executed_flops, seconds)
 
     def insane_scores(self) -> None:
-        """One Rank whose scores were no probabilities."""
+        """One Rank whose scores were no probabilities: the version is unhealthy for a while."""
         self._insane.inc()
+        now = time.monotonic()
+        if now >= self._insane_until:
+            _LOG.error("the model's scores are no probabilities; it is reported as unhealthy, the prior answers instead")
+        self._insane_until = now + UNHEALTHY_S
 
     def wasted(self, graph: str, seconds: float) -> None:
         """Engine time nobody could use."""

@@ -20,14 +20,16 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from serving.core.errors import InvalidField, Overloaded, ServingError, Unready
+from serving.core.types import Priority
 from serving.protocol.errors import code_of, message_of, overload_details, trailing_details
+from serving.protocol.raw_priority import asks_high_priority
 from serving.protocol.time_left import time_left_s
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _OURS = "/kunlun."
 Handler = Callable[[Any, Any], Awaitable[Any]]
-Refusal = Callable[[float], Overloaded | None]
+Refusal = Callable[[float, Priority], Overloaded | None]
 
 
 class CallObserver(Protocol):
@@ -115,7 +117,10 @@ class Guard(grpc.aio.ServerInterceptor):
         async def call(data: bytes, context: Any) -> Any:
             if may_refuse and self.refusal is not None and self.ready:
                 left_s = time_left_s(context)
-                refusal = self.refusal(math.inf if left_s is None else time.monotonic() + left_s)
+                deadline = math.inf if left_s is None else time.monotonic() + left_s
+                refusal = self.refusal(deadline, Priority.NORMAL)
+                if refusal is not None and asks_high_priority(data):
+                    refusal = self.refusal(deadline, Priority.HIGH)
                 if refusal is not None:  # before the message is parsed: the less a refusal costs, the more can be served
                     self._observer.called(method, "RESOURCE_EXHAUSTED", 0.0)
                     self.refused("overloaded")

@@ -17,7 +17,7 @@ from model.hashing import string_key
 from model.schema import IdType, Schema
 from model.value_expression import ValueExpression
 from serving.core.errors import InvalidField, NotFound
-from serving.core.types import CandidateBlock, RankRequest, RankResult
+from serving.core.types import CandidateBlock, Priority, RankRequest, RankResult
 from serving.feedback.receipt import ServedList
 from serving.protocol.columns import ColumnReader, item_keys
 from serving.protocol.limits import MAX_REQUEST_ID, MAX_USER_ID, check_text, check_time
@@ -69,6 +69,7 @@ class RankMessages:
             top_k=message.top_k,
             user_overrides=user_overrides,
             min_event_version=version_asked(message.min_event_token, user_key),
+            priority=_priority(message.priority),
         )
 
     def served(self, message: ranker_pb2.RankRequest, request: RankRequest, result: RankResult) -> ServedList:
@@ -126,6 +127,14 @@ class RankMessages:
                 values = getattr(column, column.WhichOneof("values") or "string_values").values
                 return ",".join(_as_text(v) for v in values)
         return ""
+
+
+def _priority(number: int) -> Priority:
+    try:
+        return Priority(number or Priority.NORMAL)
+    except ValueError:
+        known = ", ".join(f"{p.name} ({p.value})" for p in Priority)
+        raise InvalidField("priority", f"one of {known}", str(number)) from None
 
 
 def _as_text(value: str | int | float) -> str:

@@ -36,7 +36,7 @@ class RankStatus(_message.Message):
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., details: _Optional[bytes] = ...) -> None: ...
 
 class RankRequest(_message.Message):
-    __slots__ = ("request_id", "user_id", "model", "version", "candidates", "candidate_features", "context_features", "user_features", "top_k", "include_timings", "min_event_token", "time_ms")
+    __slots__ = ("request_id", "user_id", "model", "version", "candidates", "candidate_features", "context_features", "user_features", "top_k", "include_timings", "min_event_token", "time_ms", "priority")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +49,7 @@ class RankRequest(_message.Message):
     INCLUDE_TIMINGS_FIELD_NUMBER: _ClassVar[int]
     MIN_EVENT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     user_id: str
     model: str
@@ -61,7 +62,8 @@ class RankRequest(_message.Message):
     include_timings: bool
     min_event_token: str
     time_ms: int
-    def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., candidates: _Optional[_Union[_types_pb2.ItemIds, _Mapping]] = ..., candidate_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., context_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., user_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., top_k: _Optional[int] = ..., include_timings: _Optional[bool] = ..., min_event_token: _Optional[str] = ..., time_ms: _Optional[int] = ...) -> None: ...
+    priority: _types_pb2.Priority
+    def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., candidates: _Optional[_Union[_types_pb2.ItemIds, _Mapping]] = ..., candidate_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., context_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., user_features: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ..., top_k: _Optional[int] = ..., include_timings: _Optional[bool] = ..., min_event_token: _Optional[str] = ..., time_ms: _Optional[int] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ...) -> None: ...
 
 class RankResponse(_message.Message):
     __slots__ = ("request_id", "model", "version", "order", "items", "scores", "values", "rung", "rung_reason", "newest_event_age_ms", "history_length", "user_state_cached", "unknown_items", "unknown_user", "receipt", "timings")

@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kunlun/v1/types.proto\x12\tkunlun.v1\"\xca\x01\n\rFeatureColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x0cint64_values\x18\x02 \x01(\x0b\x32\x16.kunlun.v1.Int64ValuesH\x00\x12.\n\x0c\x66loat_values\x18\x03 \x01(\x0b\x32\x16.kunlun.v1.FloatValuesH\x00\x12\x30\n\rstring_values\x18\x04 \x01(\x0b\x32\x17.kunlun.v1.StringValuesH\x00\x12\x0f\n\x07offsets\x18\x05 \x03(\rB\x08\n\x06values\"\x1d\n\x0bInt64Values\x12\x0e\n\x06values\x18\x01 \x03(\x10\"\x1d\n\x0b\x46loatValues\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x1e\n\x0cStringValues\x12\x0e\n\x06values\x18\x01 \x03(\t\"$\n\x07ItemIds\x12\x0b\n\x03ids\x18\x01 \x03(\x10\x12\x0c\n\x04keys\x18\x02 \x03(\t\"*\n\nTaskScores\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06scores\x18\x02 \x03(\x02*\x84\x01\n\x04Rung\x12\x14\n\x10RUNG_UNSPECIFIED\x10\x00\x12\r\n\tRUNG_FULL\x10\x01\x12\x14\n\x10RUNG_STALE_STATE\x10\x02\x12\x19\n\x15RUNG_FEWER_CANDIDATES\x10\x03\x12\x16\n\x12RUNG_SHORT_HISTORY\x10\x04\x12\x0e\n\nRUNG_PRIOR\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kunlun/v1/types.proto\x12\tkunlun.v1\"\xca\x01\n\rFeatureColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x0cint64_values\x18\x02 \x01(\x0b\x32\x16.kunlun.v1.Int64ValuesH\x00\x12.\n\x0c\x66loat_values\x18\x03 \x01(\x0b\x32\x16.kunlun.v1.FloatValuesH\x00\x12\x30\n\rstring_values\x18\x04 \x01(\x0b\x32\x17.kunlun.v1.StringValuesH\x00\x12\x0f\n\x07offsets\x18\x05 \x03(\rB\x08\n\x06values\"\x1d\n\x0bInt64Values\x12\x0e\n\x06values\x18\x01 \x03(\x10\"\x1d\n\x0b\x46loatValues\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x1e\n\x0cStringValues\x12\x0e\n\x06values\x18\x01 \x03(\t\"$\n\x07ItemIds\x12\x0b\n\x03ids\x18\x01 \x03(\x10\x12\x0c\n\x04keys\x18\x02 \x03(\t\"*\n\nTaskScores\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06scores\x18\x02 \x03(\x02*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*\x84\x01\n\x04Rung\x12\x14\n\x10RUNG_UNSPECIFIED\x10\x00\x12\r\n\tRUNG_FULL\x10\x01\x12\x14\n\x10RUNG_STALE_STATE\x10\x02\x12\x19\n\x15RUNG_FEWER_CANDIDATES\x10\x03\x12\x16\n\x12RUNG_SHORT_HISTORY\x10\x04\x12\x0e\n\nRUNG_PRIOR\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kunlun.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNG']._serialized_start=418
-  _globals['_RUNG']._serialized_end=550
+  _globals['_PRIORITY']._serialized_start=417
+  _globals['_PRIORITY']._serialized_end=511
+  _globals['_RUNG']._serialized_start=514
+  _globals['_RUNG']._serialized_end=646
   _globals['_FEATURECOLUMN']._serialized_start=37
   _globals['_FEATURECOLUMN']._serialized_end=239
   _globals['_INT64VALUES']._serialized_start=241

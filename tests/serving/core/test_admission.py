@@ -16,6 +16,7 @@ from serving.core.errors import DeadlineExpired, Overloaded
 from serving.core.host_features import HostFeatures, ScoreInputs
 from serving.core.options import CoreOptions
 from serving.core.scheduler import Scheduler, Urgency
+from serving.core.types import Priority
 from serving.core.work_time import WorkTime
 from serving.engines.open import open_engine
 
@@ -54,6 +55,26 @@ def test_small_requests_are_due_before_large_ones_and_nobody_starves(scheduler: 
     assert (small.due, large.due) == (pytest.approx(1.02), pytest.approx(1.2))
     assert scheduler.urgency(1.0, 1.1, 0.010).due == pytest.approx(1.05), "half of the time budget at the latest"
     assert scheduler.urgency(1.15, 1.25, 0.010).due == large.due, "what is more hurried passes what has waited as long"
+
+
+def test_high_priority_is_due_at_once_and_low_when_half_of_its_time_is_gone(scheduler: Scheduler) -> None:
+    due = {priority: scheduler.urgency(1.0, 2.0, 0.001, priority).due for priority in Priority}
+    assert due == {
+        Priority.HIGH: pytest.approx(1.0),
+        Priority.NORMAL: pytest.approx(1.02),
+        Priority.LOW: pytest.approx(1.5),
+    }
+
+
+def test_what_one_share_of_the_time_refuses_a_larger_one_admits(scheduler: Scheduler, waiting: ScoreInputs) -> None:
+    async def main() -> None:
+        for _ in range(6):
+            scheduler.score_job(waiting, {}, 100, NEVER)  # 60 ms, and 10 ms of its own
+        scheduler.admit(100, deadline=1.1, now=1.0, share=0.8)
+        with pytest.raises(Overloaded):
+            scheduler.admit(100, deadline=1.1, now=1.0, share=0.5)
+
+    asyncio.run(main())
 
 
 def test_waiting_work_refuses_with_the_time_until_it_has_drained(scheduler: Scheduler, waiting: ScoreInputs) -> None:

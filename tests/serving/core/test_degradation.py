@@ -38,6 +38,13 @@ def test_large_requests_give_way_before_small_ones() -> None:
     assert first_degraded(large) < first_degraded(small)
 
 
+def test_a_heavier_weight_degrades_sooner() -> None:
+    def first_degraded(weight: float) -> int:
+        return next(p for p in range(10, 900) if LADDER.choose(COSTS, p / 1000, 1.0, weight).rung is not Rung.FULL)
+
+    assert first_degraded(1.6) < first_degraded(1.0) < first_degraded(0.8)
+
+
 @given(st.floats(0, 2), st.floats(0.001, 1), st.integers(1, 1000), st.none() | st.integers(0, 20), st.booleans())
 def test_there_is_always_an_answer_in_time(
     wait_s: float, budget_s: float, candidates: int, behind: int | None, cached: bool

@@ -25,7 +25,7 @@ from model.signature import PROBABILITIES, SCORE_CANDIDATES
 from serving.core.errors import DeadlineExpired, Overloaded, StoreUnavailable, Unready
 from serving.core.options import CoreOptions
 from serving.core.ranker import Ranker
-from serving.core.types import Overrides, RecordedEvents, Rung, UserEvent
+from serving.core.types import Overrides, Priority, RecordedEvents, Rung, UserEvent
 from serving.engines.base import Engine, Session, Tensors
 from serving.engines.open import open_engine
 from serving.store.base import FeatureStore, RankInputs
@@ -413,6 +413,37 @@ def test_full_queue_refuses_with_advice_and_spent_deadlines_at_once(play: Any) -
             await ranker.rank(request(world.schema, "m0", ALL, budget_s=-1.0))
         assert len(recorder.batches) == batches
         assert (recorder.counts["overloaded"], recorder.counts["deadline"], recorder.counts["ranked"]) == (3, 1, 2)
+
+    play(scenario)
+
+
+def test_lower_priorities_are_refused_first(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        engine = Gated(world.engine)
+        ranker, recorder = await world.ranker(OPTIONS.model_copy(update={"degrade": False}), engine=engine)
+        await warmed(ranker)
+        await ranker.rank(request(world.schema, "pat", ALL))
+        engine.gate.clear()
+        waiting = [asyncio.create_task(ranker.rank(request(world.schema, "pat", ALL, budget_s=60.0))) for _ in range(40)]
+        [slot] = ranker._scheduler._dispatcher._slots
+        while len(slot.held) < 2 or recorder.depth < 40 - sum(len(held.batch.pieces) for held in slot.held):
+            await asyncio.sleep(0)  # until one batch runs, one was handed ahead, and all others wait
+        for share, expected in (
+            (0.4, set()),
+            (0.6, {Priority.LOW}),
+            (0.9, {Priority.LOW, Priority.NORMAL}),
+            (1.1, set(Priority)),
+        ):
+            refused = set()
+            for priority in Priority:
+                asked = request(world.schema, "pat", [1], budget_s=ranker._scheduler.drain_s() / share)
+                try:
+                    ranker._admit(replace(asked, priority=priority))
+                except Overloaded:
+                    refused.add(priority)
+            assert refused == expected, f"the queue needs {share} of the time"
+        engine.gate.set()
+        await asyncio.gather(*waiting)
 
     play(scenario)
 

@@ -79,7 +79,7 @@ def test_every_shape_is_run_once_more_and_then_none(parts: tuple[ShapeBuckets, H
     assert not warm_up.run_next(session)
     assert len(session.seen) - essential == cold
     assert len(set(session.seen)) == essential // 2 + cold, "every one of them is a shape of its own"
-    assert warm_up.encode_shape(0, 3) == EncodeShape(0, 3)
+    assert warm_up.encode_shape(0, 2) == EncodeShape(0, 2)
     assert warm_up.score_shape(3, 70) == ScoreShape(4, 72)
 
 

@@ -6,13 +6,21 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
+from openvino import opset13
 
-from model.artifact import Artifact
+from model.artifact import Artifact, ArtifactError
 from model.signature import ENCODE_USER, SCORE_CANDIDATES, encode_user_signature, score_candidates_signature
 from serving.engines.base import Session
 from serving.engines.open import open_engine
-from serving.engines.openvino_engine import measure_peak_flops
+from serving.engines.openvino_engine import (
+    LEAST_BF16_WIDTH,
+    cpu_settings,
+    measure_peak_flops,
+    narrowest_product,
+    resolve_precision,
+)
 from serving.engines.parity import check_parity
 from tests.serving.random_artifact import random_inputs
 
@@ -53,6 +61,29 @@ def test_scores_have_the_same_bits_whatever_the_batch(artifact: Artifact, sessio
         alone = session.run(SCORE_CANDIDATES, parts)
         for name, tensor in alone.items():
             assert np.array_equal(tensor, together[name][chosen]), (len(chosen), name)
+
+
+@pytest.mark.parametrize("width", [32, LEAST_BF16_WIDTH, 320])
+@pytest.mark.parametrize("outputs", [LEAST_BF16_WIDTH, 128, 1024])
+def test_rows_of_a_bf16_product_have_the_same_bits_in_any_number(width: int, outputs: int, rng: np.random.Generator) -> None:
+    """What bit-equality in bf16 rests on: the widths that models of `LEAST_BF16_WIDTH` have, from one row on."""
+    try:
+        resolve_precision("bf16")
+    except ArtifactError as error:
+        pytest.skip(str(error))
+    rows = opset13.parameter([-1, width], np.float32)
+    weights = opset13.constant(rng.standard_normal((width, outputs)).astype(np.float32))
+    model = ov.Model([opset13.matmul(rows, weights, False, False)], [rows], "product")
+    request = ov.Core().compile_model(model, "CPU", cpu_settings("bf16", 1)).create_infer_request()
+    inputs = rng.standard_normal((1000, width)).astype(np.float32)
+    expected = np.array(request.infer([inputs])[0])
+    for count in (1, 2, 3, 4, 8, 16, 17, 32, 100, 500):
+        assert np.array_equal(np.array(request.infer([inputs[:count]])[0]), expected[:count]), count
+
+
+def test_narrow_models_are_served_in_f32_unless_told(artifact: Artifact) -> None:
+    assert narrowest_product(artifact.config) == 16
+    assert resolve_precision("auto", narrowest_product(artifact.config)) == "f32"
 
 
 def test_outputs_belong_to_the_caller(artifact: Artifact, session: Session, rng: np.random.Generator) -> None:

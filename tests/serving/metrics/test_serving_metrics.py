@@ -19,7 +19,7 @@ from serving.feedback.outcome import Outcome
 from serving.feedback.receipt import ServedList
 from serving.metrics.engine_window import WINDOW_S, EngineWindow
 from serving.metrics.online_ne import OnlineNECollector
-from serving.metrics.serving_metrics import STAGE_BUCKETS, ServingMetrics
+from serving.metrics.serving_metrics import STAGE_BUCKETS, UNHEALTHY_S, ServingMetrics
 from serving.metrics.store_stats import StoreStatsCollector
 from serving.store.redis_store import RedisStore
 
@@ -68,6 +68,20 @@ def test_a_rank_is_counted_by_stage_and_rung() -> None:
     assert value("kunlun_rank_rungs_total", {"rung": "full"}) == 0
     assert value("kunlun_rank_unknown_items_total") == 2
     assert value("kunlun_rank_unknown_users_total") == 1
+
+
+def test_insane_scores_make_the_version_unhealthy_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("serving.metrics.serving_metrics.time.monotonic", clock)
+    metrics = ServingMetrics()
+    value = metrics.registry.get_sample_value
+    assert value("kunlun_model_healthy") == 1
+    metrics.insane_scores()
+    clock.now_s += UNHEALTHY_S - 1
+    assert value("kunlun_model_healthy") == 0
+    clock.now_s += 1
+    assert value("kunlun_model_healthy") == 1
+    assert value("kunlun_rank_insane_scores_total") == 1
 
 
 def test_the_stores_own_counters_are_read_at_every_scrape() -> None:

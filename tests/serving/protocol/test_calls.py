@@ -18,6 +18,7 @@ from protocol_server import ProtocolServer, protocol_server
 from kunlun.v1 import events_pb2, events_pb2_grpc, feedback_pb2, feedback_pb2_grpc, ranker_pb2, ranker_pb2_grpc, types_pb2
 from model.hashing import string_key, string_keys
 from serving.core.errors import DeadlineExpired, Overloaded, StoreUnavailable
+from serving.core.types import Priority
 from serving.feedback.outcome import decode_outcome
 from serving.protocol.errors import CODES, code_of
 from serving.protocol.tokens import event_token, version_asked
@@ -287,7 +288,7 @@ def test_the_gate_refuses_before_the_message_is_parsed(server: ProtocolServer, c
     asked: list[float] = []
     refused: list[str] = []
 
-    def refusal(deadline: float) -> Overloaded | None:
+    def refusal(deadline: float, priority: Priority) -> Overloaded | None:
         asked.append(deadline - time.monotonic())
         return Overloaded("the queue is full", 0.25)
 
@@ -310,3 +311,21 @@ def test_the_gate_refuses_before_the_message_is_parsed(server: ProtocolServer, c
     with pytest.raises(grpc.RpcError) as caught:
         unparsable(b"\xff\xff\xff", timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_the_gate_lets_high_priority_pass_where_it_would(server: ProtocolServer, channel: grpc.Channel) -> None:
+    def refusal(deadline: float, priority: Priority) -> Overloaded | None:
+        return None if priority is Priority.HIGH else Overloaded("the queue is full", 0.25)
+
+    rank = ranker_pb2_grpc.RankerStub(channel).Rank
+    server.guard.refusal = refusal
+    try:
+        assert rank(rank_request(priority=types_pb2.PRIORITY_HIGH), timeout=5).order
+        for priority in (types_pb2.PRIORITY_UNSPECIFIED, types_pb2.PRIORITY_LOW, types_pb2.PRIORITY_NORMAL):
+            with pytest.raises(grpc.RpcError, match="the queue is full"):
+                rank(rank_request(priority=priority), timeout=5)
+    finally:
+        server.guard.refusal = None
+    assert server.scorer.requests[-1].priority is Priority.HIGH
+    rank(rank_request(), timeout=5)
+    assert server.scorer.requests[-1].priority is Priority.NORMAL

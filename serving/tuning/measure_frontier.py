@@ -32,7 +32,6 @@ from serving.engines.base import Engine
 STALE = (1, 4, 16)
 FEWER = (0.5, 0.25, 0.125)
 REPEATS = 9
-FLOOR = 1e-7
 
 Histories = Mapping[str, Records]
 
@@ -46,10 +45,9 @@ class _Losses:
 
     def add(self, probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
         known = ~np.isnan(labels)
-        p = np.clip(probabilities[known].astype(np.float64), FLOOR, 1 - FLOOR)
-        y = labels[known]
-        self.per_request.append(float(-(y * np.log(p) + (1 - y) * np.log1p(-p)).sum()))
-        self.state = self.state + NEState.of(probabilities[known], y)
+        of_request = NEState.of(probabilities[known], labels[known])
+        self.per_request.append(of_request.log_loss * of_request.examples if of_request.examples else 0.0)
+        self.state = self.state + of_request
 
 
 class FrontierMeasurement:
