@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from model.features import FeatureLayout, GroupLayout
-from model.model_config import ModelConfig, TowerConfig
+from model.model_config import PRODUCT_WIDTH, ModelConfig, TowerConfig
 from model.schema import Schema
 
 FORMULA_VERSION = 1
@@ -56,9 +56,9 @@ class FlopModel:
         """One user with the given history length per event type."""
         return FlopBreakdown.of(self._encode_terms(lengths, executed))
 
-    def score(self, requests: int, candidates: int) -> FlopBreakdown:
-        """`candidates` in all, over `requests` user states."""
-        return FlopBreakdown.of(self._score_terms(requests, candidates))
+    def score(self, requests: int, candidates: int, *, executed: bool = False) -> FlopBreakdown:
+        """`candidates` in all, over `requests` user states; `executed`: as engines run it."""
+        return FlopBreakdown.of(self._score_terms(requests, candidates, executed))
 
     @cached_property
     def per_candidate(self) -> float:
@@ -107,7 +107,10 @@ class FlopModel:
         config = self.config
         towers = {event: config.tower(event) for event in self.caps}
         summary_tokens = sum(tower.n_tokens for tower in towers.values())
-        yield "user_tokens", linear(1, self.user_inputs, config.user_tokens * config.width)
+        yield (
+            "user_tokens",
+            linear(1, padded(self.user_inputs) if executed else self.user_inputs, config.user_tokens * config.width),
+        )
         for event, tower in towers.items():
             yield "history_tokens", history_tokens(lengths[event], self.event_inputs[event], tower.width)
         for layer in range(config.layers):
@@ -125,11 +128,11 @@ class FlopModel:
             yield "user_interaction", wukong(config, summary_tokens)
             yield "state", state(config, config.user_tokens + summary_tokens)
 
-    def _score_terms(self, requests: int, candidates: int) -> Iterator[tuple[str, float]]:
+    def _score_terms(self, requests: int, candidates: int, executed: bool) -> Iterator[tuple[str, float]]:
         stream = self.config.candidate
         flat, user = stream.tokens * stream.width, self.config.state_tokens * stream.width
         yield "item_tokens", linear(candidates, self.item_inputs, flat)
-        yield "context_tokens", linear(requests, self.context_inputs, flat)
+        yield "context_tokens", linear(requests, padded(self.context_inputs) if executed else self.context_inputs, flat)
         yield "gated_units", self.config.layers * gated_unit(requests, candidates, flat, user, stream.hidden)
         yield "head", linear(candidates, flat, stream.head_hidden) + linear(requests, user, stream.head_hidden)
         yield "head", linear(candidates, stream.head_hidden, self.tasks)
@@ -157,6 +160,11 @@ def encode_flops(config: ModelConfig, schema: Schema, lengths: Mapping[str, int]
 def score_flops(config: ModelConfig, schema: Schema, requests: int, candidates: int) -> FlopBreakdown:
     """FLOPs of scoring `candidates` in all over `requests` user states."""
     return flop_model(schema, config).score(requests, candidates)
+
+
+def padded(inputs: int) -> int:
+    """The inner width that the graphs run (`model.layers.tokens.row_invariant_linear`)."""
+    return inputs + -inputs % PRODUCT_WIDTH
 
 
 def linear(rows: int, inputs: int, outputs: int) -> float:

@@ -16,6 +16,8 @@ from model.config import StrictModel, load_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 Positive = Annotated[int, Field(ge=1)]
+PRODUCT_WIDTH = 32
+"""Products with one row per user or request have an inner width padded to a multiple of this (`row_invariant_linear`)."""
 
 
 class Activation(StrEnum):

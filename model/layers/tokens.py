@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PRODUCT_WIDTH = 32
+from model.model_config import PRODUCT_WIDTH
 
 
 def row_invariant_linear(linear: nn.Linear, x: Tensor) -> Tensor:
-    """`linear(x)` with the inner width padded by zeros to a multiple of 32: [N, inputs] → [N, outputs].
+    """`linear(x)` with the inner width padded by zeros to a multiple of `PRODUCT_WIDTH`: [N, inputs] → [N, outputs].
 
     For products with one row per user or request. With another inner width a CPU that multiplies bf16 in
     tiles (AMX) takes another kernel for a single row, whose sums differ in the last bit from a batch's.

