@@ -60,6 +60,17 @@ def missing_records(dtype: np.dtype[np.void], count: int) -> Records:
     return records
 
 
+def missing_values(records: Records) -> dict[str, int]:
+    """How many of the records lack each feature; features that none lacks are left out."""
+    counts = {}
+    for name in records.dtype.names or ():
+        values = records[name]
+        absent = np.isnan(values) if values.dtype.kind == "f" else values == MISSING_KEY
+        if found := int(np.count_nonzero(absent if absent.ndim == 1 else absent.all(axis=1))):
+            counts[name] = found
+    return counts
+
+
 def _field(feature: Feature) -> tuple[Any, ...]:
     if feature.kind is FeatureKind.NUMERIC:
         return (feature.name, "<f4")

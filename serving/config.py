@@ -34,6 +34,14 @@ class TlsConfig(StrictModel):
     client_ca: Path | None = None
 
 
+class IngestConfig(StrictModel):
+    """Events from a Redis Stream besides the RPC: its key, the consumer group, and where it is (empty: in the store)."""
+
+    stream: Annotated[str, Field(min_length=1)]
+    group: Annotated[str, Field(min_length=1)] = "kunlun"
+    url: str = ""
+
+
 class ServerConfig(StrictModel):
     """One serving process.
 
@@ -46,6 +54,8 @@ class ServerConfig(StrictModel):
     Where: `host` and `port` (0: any free port, printed), `metrics_port` (0: any; null: off), `tls`. `front_end`:
     `grpcio`, or `native`, whose HTTP/2 runs in Rust outside the GIL (cheaper calls; neither TLS nor
     `max_connection_age_s`, and `max_concurrent_calls` is not enforced; needs the extra `native`).
+
+    Ingestion: `ingest` reads events from a stream, too (none: only the RPC brings events).
 
     State: `store` (`embedded` or a redis://, rediss:// or unix:// URL), `data_dir` of the embedded store
     (none: its data ends with the process), `attribution_window_s` for outcomes.
@@ -78,6 +88,7 @@ class ServerConfig(StrictModel):
 
     store: str = "embedded"
     data_dir: Path | None = None
+    ingest: IngestConfig | None = None
     attribution_window_s: Annotated[float, Field(gt=0)] = 7 * 86_400.0
 
     default_deadline_ms: Annotated[int, Field(ge=1)] = 1000

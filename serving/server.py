@@ -14,8 +14,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc.aio
 from prometheus_client import start_http_server
@@ -32,6 +33,8 @@ from serving.engines.open import open_engine
 from serving.feedback.consumer import OutcomeConsumer
 from serving.feedback.online_ne import OnlineNE
 from serving.feedback.receipt import ReceiptSigner
+from serving.ingest.ingestion import Ingestion
+from serving.ingest.redis_stream import RedisStreamSource
 from serving.metrics.online_ne import OnlineNECollector
 from serving.metrics.serving_metrics import ServingMetrics
 from serving.metrics.store_stats import StoreStatsCollector
@@ -43,6 +46,7 @@ from serving.protocol.outcome_messages import OutcomeMessages
 from serving.protocol.rank_messages import RankMessages
 from serving.protocol.ranker_service import RankerService
 from serving.store.base import FeatureStore
+from serving.store.item_changes import ItemChanges
 from serving.store.open import open_store
 from serving.transport import Health, bind, open_grpc_server
 from serving.tuning.calibrate_slots import best_split
@@ -121,6 +125,10 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         )
         ranker = Ranker(artifact, engine, store, config.core_options, metrics, frontier)
         stack.push_async_callback(ranker.close)
+        changes = ItemChanges(store.nodes, store.keys.items, ranker.items_changed)
+        metrics.warms_up(lambda: ranker.cold_shapes)
+        metrics.tracks_items(lambda: changes.is_live)
+        await stack.enter_async_context(_in_background(changes.run(), "tracking of item features"))
         signer = ReceiptSigner(*keys, max_age_s=config.attribution_window_s)
         await stack.enter_async_context(_online_ne(config, artifact, store, metrics))
 
@@ -143,6 +151,10 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         stack.push_async_callback(_stop_accepting, server, health, config)
 
         await ranker.start()
+        if config.ingest is not None:
+            source = RedisStreamSource(config.ingest.url or store.url, config.ingest.stream, config.ingest.group)
+            ingestion = Ingestion(source, EventMessages(schema), ranker, metrics)
+            await stack.enter_async_context(_in_background(ingestion.run(), "ingestion"))
         gc.collect()
         gc.freeze()
         guard.ready = True
@@ -206,19 +218,26 @@ async def _online_ne(
     aggregator = OnlineNE(tasks, window_ms=int(config.attribution_window_s * 1000))
     consumer = OutcomeConsumer(store, aggregator)
     metrics.add_collector(OnlineNECollector(aggregator, consumer, tasks, artifact.manifest.version))
-    task = asyncio.create_task(consumer.run())
-    task.add_done_callback(_log_failure)
+    async with _in_background(consumer.run(), "online NE"):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """`work` while the block runs; should it fail, the server goes on without it and says so."""
+
+    def log_failure(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("%s stopped", name, exc_info=error)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(log_failure)
     try:
         yield
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await task
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _LOG.error("online NE stopped", exc_info=error)
 
 
 def _serve_metrics(config: ServerConfig, metrics: ServingMetrics, stack: contextlib.AsyncExitStack) -> str:

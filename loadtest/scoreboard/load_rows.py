@@ -6,6 +6,7 @@ CPU 1; for S2 the whole server on CPU 0 and the generator alone on CPU 1. With o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +78,17 @@ def loaded(
         made = Loaded(small, server, precision, workload, iter(range(SEED, SEED + 10_000)))
         made.run(100, 20.0, user_zipf=0.0, candidates_mean=8, candidates_max=8, event_share=0.0)  # 86 % of users have a state
         made.run(40, WARM_S)
+        wait_until_warm(server)
         yield made
+
+
+def wait_until_warm(server: RunningServer) -> None:
+    """Until the server has run every tensor shape: compiling them beside the load is no part of any row."""
+    deadline = time.monotonic() + 120
+    while total(scrape(f"http://{server.metrics}/metrics"), "kunlun_engine_cold_shapes") > 0:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the server has not run all tensor shapes within 120 s")
+        time.sleep(0.2)
 
 
 def offline_rate(at: Loaded, cpu: int | None) -> tuple[float, float]:
@@ -261,6 +272,7 @@ def loaded_histories(bench: Bench, base: Workload, length: int) -> Iterator[Load
         fill_histories(small, server, users=base.users, length=length)
         made = Loaded(small, server, "auto", base, iter(range(SEED, SEED + 10_000)))
         made.run(30, WARM_S, user_zipf=0.0)
+        wait_until_warm(server)
         yield made
 
 

@@ -8,6 +8,7 @@ from loadtest.scoreboard.figure import Row
 from loadtest.scoreboard.host_rows import HOST
 from loadtest.scoreboard.load_rows import LOAD
 from loadtest.scoreboard.scheduling_rows import SCHEDULING
+from loadtest.scoreboard.store_rows import STORE
 
-ROWS: tuple[Row, ...] = tuple(sorted((*EXACTNESS, *LOAD, *HOST, *ENGINE, *SCHEDULING), key=lambda row: int(row.id[1:])))
-LATER = ("S3", "S9", "S10")
+ROWS: tuple[Row, ...] = tuple(sorted((*EXACTNESS, *LOAD, *HOST, *ENGINE, *SCHEDULING, *STORE), key=lambda row: int(row.id[1:])))
+LATER = ("S3", "S9")

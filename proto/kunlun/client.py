@@ -129,6 +129,12 @@ class Client:
         reply: events_pb2.RecordEventsResponse = self._call(self._events.RecordEvents, message, timeout_s)
         return EventToken(reply.event_token, reply.stored, reply.duplicates)
 
+    def forget_user(self, user_id: str, *, timeout_s: float | None = None) -> bool:
+        """Delete everything stored of a user (features, histories); False when nothing was. Raises `KunlunError`."""
+        message = events_pb2.ForgetUserRequest(user_id=user_id)
+        reply: events_pb2.ForgetUserResponse = self._call(self._events.ForgetUser, message, timeout_s)
+        return reply.deleted
+
     def report_outcomes(self, outcomes: Sequence[Outcome], *, timeout_s: float | None = None) -> int:
         """Report impressions and labels; returns how many outcomes were stored. Raises `KunlunError`."""
         message = feedback_pb2.ReportOutcomesRequest(outcomes=[outcome.message() for outcome in outcomes])

@@ -1,5 +1,8 @@
 """What one Rank reads: item features through the near cache, the rest in one store round trip.
 
+Items that have outlived their time in the cache are served once more and read again in the background,
+each by one read at a time however many Ranks ask for it.
+
 Owns the read budget (a share of the remaining deadline) and a circuit breaker: when a few reads in a
 row failed and the store has been silent for a whole `store_timeout_s`, requests go on without it at
 once, and one read in a while probes it. Callers in a hurry alone do not open it: the store answers others.
@@ -9,6 +12,7 @@ A failed read is an answer too (`UserView.fault`): the ranker degrades, it does 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.history import newest_event_ms, visible_history
-from model.records import Records, event_dtype, feature_dtype, missing_records
+from model.records import Records, event_dtype, feature_dtype, missing_records, missing_values
 from serving.core.errors import StoreUnavailable
 from serving.core.host_features import HostFeatures, ItemRows
 from serving.core.observer import Observer
@@ -27,6 +31,7 @@ from serving.store.base import FeatureStore, RankInputs
 from serving.store.near_cache import NearCache
 
 REREAD_PAUSE_S = 0.005
+REFRESH_ITEMS = 500
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,9 @@ class FeatureReader:
         self._host, self._store, self._options, self._observer = host, store, options, observer
         self._schema = schema = host.schema
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
-        self._near = NearCache(host.item_dtype, int(options.item_cache_mb * 1e6), options.item_ttl_s)
+        self._near = NearCache(host.item_dtype, int(options.item_cache_mb * 1e6), options.item_ttl_s, options.item_stale_s)
+        self._stale: set[int] = set()  # to be read again
+        self._refresh: asyncio.Task[None] | None = None
         self._failures = 0  # in a row
         self._silent_since = 0.0  # when the first of them began, or the last answer came
         self._answered = 0.0
@@ -70,8 +77,11 @@ class FeatureReader:
         self, user_id: str, item_keys: NDArray[np.int64], now_ms: int, deadline: float, min_version: int = 0
     ) -> tuple[UserView, ItemRows]:
         """The user's view and the rows of `item_keys` [C]; waits briefly for `min_version`."""
-        items, absent = self._near.lookup(item_keys)
-        missing = item_keys[absent]
+        items, absent, stale = self._near.lookup(item_keys)
+        missing, mark = item_keys[absent], self._near.mark()
+        self._observer.item_cache(len(item_keys) - len(missing), len(missing))
+        if stale.any():
+            self._read_again(item_keys[stale])
         inputs = await self._round_trip(user_id, missing, deadline)
         give_up = min(deadline, time.monotonic() + self._options.read_your_writes_s)
         while isinstance(inputs, RankInputs) and inputs.history_version < min_version and time.monotonic() < give_up:
@@ -84,9 +94,36 @@ class FeatureReader:
             items[absent] = self._host.encode_items(missing, missing_records(self._item_dtype, len(missing)))
             return self._nobody(inputs), items
         if len(missing):
-            items[absent] = found = self._host.encode_items(missing, inputs.items)
-            self._near.insert(missing, found)
+            items[absent] = found = self._encode(missing, inputs.items)
+            self._near.insert(missing, found, mark)
         return self._view(inputs, now_ms), items
+
+    def items_changed(self, keys: NDArray[np.int64] | None) -> None:
+        """Item features of `keys` (None: any) have changed in the store."""
+        self._near.forget(keys)
+
+    def _encode(self, keys: NDArray[np.int64], records: Records) -> ItemRows:
+        for feature, count in missing_values(records).items():
+            self._observer.missing_feature("item", feature, count)
+        return self._host.encode_items(keys, records)
+
+    def _read_again(self, keys: NDArray[np.int64]) -> None:
+        self._stale.update(keys.tolist())
+        if self._refresh is None:
+            self._refresh = asyncio.get_running_loop().create_task(self._read_stale())
+
+    async def _read_stale(self) -> None:
+        try:
+            while self._stale:
+                keys = np.array(list(itertools.islice(self._stale, REFRESH_ITEMS)), np.int64)
+                mark = self._near.mark()
+                records, _ = await self._store.read_items(keys, self._options.store_timeout_s)
+                self._near.insert(keys, self._encode(keys, records), mark)
+                self._stale.difference_update(keys.tolist())
+        except StoreUnavailable:
+            self._stale.clear()  # whoever asks next tries again
+        finally:
+            self._refresh = None
 
     async def _round_trip(self, user_id: str, missing: NDArray[np.int64], deadline: float) -> RankInputs | str:
         """The inputs, or why there are none."""

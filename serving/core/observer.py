@@ -50,5 +50,11 @@ class Observer(Protocol):
     def user_state_bytes(self, total: int) -> None:
         """Bytes of all cached user states."""
 
+    def item_cache(self, hits: int, misses: int) -> None:
+        """Candidates of a request found in the near cache (stale ones included), and those that were not."""
+
+    def missing_feature(self, group: str, feature: str, count: int) -> None:
+        """`count` records of a group (`item`, `user`) lacked a feature when they were made into inputs: its default is used."""
+
     def store_read(self, seconds: float, outcome: str) -> None:
         """One store read ended: `ok`, `failed` or `skipped` (circuit open)."""

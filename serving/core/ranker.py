@@ -22,6 +22,7 @@ from model.artifact import Artifact
 from model.flops import FlopModel
 from model.hashing import string_key
 from model.history import newest_event_ms
+from model.records import missing_values
 from serving.core.degradation import Costs, Ladder, Way, describe
 from serving.core.errors import DeadlineExpired, Overloaded, ServingError, Unready
 from serving.core.feature_read import FeatureReader, UserView, overridden
@@ -113,6 +114,11 @@ class Ranker:
         await self._scheduler.close()
         self._states.clear()
 
+    @property
+    def cold_shapes(self) -> int:
+        """Tensor shapes that engine slots have not run yet; batches avoid them until they have."""
+        return self._scheduler.cold_shapes
+
     async def rank(self, request: RankRequest) -> RankResult:
         """Score and order; raises `Overloaded`, `DeadlineExpired` or `Unready`."""
         try:
@@ -142,6 +148,18 @@ class Ranker:
                 if self._states.newest_of(user_id) is not None:
                     self._writes.request(user_id)
         return recorded
+
+    async def forget_user(self, user_id: str) -> bool:
+        """Delete a user from the store and from this process; False when nothing was stored."""
+        if not self._accepting:
+            raise Unready("the server is starting or stopping")
+        deleted = await self._store.delete_user(user_id)
+        self._states.forget(user_id)  # states in other replicas are found by content, which nobody has any more
+        return deleted
+
+    def items_changed(self, keys: NDArray[np.int64] | None) -> None:
+        """Item features of `keys` (None: any) have changed in the store."""
+        self._reader.items_changed(keys)
 
     def refusal(self, deadline: float, priority: Priority = Priority.NORMAL) -> Overloaded | None:
         """Why a request that must be answered by `deadline` would be refused at once, before more is known of it."""
@@ -342,6 +360,8 @@ class Ranker:
         lengths = view.lengths
         level = self._scheduler.shapes.level(lengths)
         steps = self._scheduler.shapes.levels[level]
+        for feature, count in missing_values(user).items():
+            self._observer.missing_feature("user", feature, count)
         inputs = self._host.user_inputs(user, user_key, view.histories, view.newest_ms, steps)
         useful = self._flops.encode(lengths).total
         job = self._scheduler.encode_job(inputs, level, useful, urgency, background=background)

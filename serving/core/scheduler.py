@@ -156,6 +156,8 @@ class Scheduler:
         """Finish what the slots hold and end their threads."""
         if self._timer is not None:
             self._timer.cancel()
+        for warm_up in self._warm_ups:
+            warm_up.close()
         await asyncio.gather(*(slot.close() for slot in self._slots))
 
     def encode_s(self, level: int) -> float:
@@ -260,7 +262,9 @@ class Scheduler:
             raise overloaded(wait)
 
     async def _start_slot(self, slot: EngineSlot[Order, Outcome], warm_up: WarmUp) -> None:
-        await slot.start(lambda session: warm_up.run_essential(session, self.times.observe), warm_up.run_next)
+        await slot.start(
+            lambda session: warm_up.run_essential(session, self.times.observe), warm_up.run_next, warm_up.prepare_rest
+        )
 
     def _new_dispatcher(self, slots: int) -> Dispatcher:
         options = self._options

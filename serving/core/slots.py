@@ -21,6 +21,7 @@ from serving.engines.base import Engine, Session
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 SPARE_AFTER_S = 0.01
+LEAST_PRIORITY = 19
 _LOG = logging.getLogger(__name__)
 
 
@@ -38,16 +39,24 @@ class EngineSlot(Generic[Task, Outcome]):
     ) -> None:
         self.index = index
         self._engine, self._loop, self._work, self._done, self._cpu = engine, loop, work, done, cpu
+        self._helper: threading.Thread | None = None
+        self._cpus = os.sched_getaffinity(0)
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._ready: asyncio.Future[None] = loop.create_future()
         self._thread = threading.Thread(target=self._main, name=f"engine-slot-{index}", daemon=True)
 
-    async def start(self, warm: Callable[[Session], None], spare: Callable[[Session], bool] = lambda _: False) -> None:
+    async def start(
+        self,
+        warm: Callable[[Session], None],
+        spare: Callable[[Session], bool] = lambda _: False,
+        beside: Callable[[Session], None] = lambda _: None,
+    ) -> None:
         """Open and warm a session in the slot's thread; returns when it is ready, raises what it raised.
 
-        `spare` is called whenever the slot has been idle for `SPARE_AFTER_S`, until it returns False.
+        `spare` is called whenever the slot has been idle for `SPARE_AFTER_S`, until it returns False;
+        `beside` once, in a thread of the least priority that is not pinned with the slot's.
         """
-        self._warm, self._spare = warm, spare
+        self._warm, self._spare, self._beside = warm, spare, beside
         self._thread.start()
         await self._ready
 
@@ -59,7 +68,12 @@ class EngineSlot(Generic[Task, Outcome]):
         """Finish what was submitted and end the thread."""
         self._tasks.put(None)
         if self._thread.is_alive():
-            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+            await asyncio.get_running_loop().run_in_executor(None, self._join)
+
+    def _join(self) -> None:
+        self._thread.join()
+        if self._helper is not None and self._helper.ident is not None:
+            self._helper.join()
 
     def _main(self) -> None:
         try:
@@ -67,10 +81,12 @@ class EngineSlot(Generic[Task, Outcome]):
                 os.sched_setaffinity(0, {self._cpu})  # of this thread alone
             session = self._engine.open_session()
             self._warm(session)
+            self._helper = threading.Thread(target=self._do_beside, args=(session,), name=f"{self._thread.name}-beside")
         except Exception as error:
             self._call(self._ready_failed, error)
             return
         self._call(self._ready_ok)
+        self._helper.start()
         has_spare = True
         while True:
             try:
@@ -86,6 +102,14 @@ class EngineSlot(Generic[Task, Outcome]):
             except Exception as error:
                 outcome = error
             self._call(self._done, self, task, outcome)
+
+    def _do_beside(self, session: Session) -> None:
+        os.sched_setaffinity(0, self._cpus)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
+        try:
+            self._beside(session)
+        except Exception:  # nobody waits for it
+            _LOG.exception("engine slot %d: work beside it failed and is given up", self.index)
 
     def _do_spare(self, session: Session) -> bool:
         try:

@@ -102,6 +102,11 @@ class UserStateCache:
         while self.bytes > self._capacity and len(self._states) > 1:
             self._drop(next(iter(self._states)))
 
+    def forget(self, user_id: str) -> None:
+        """Drop every state of a user."""
+        for key in list(self._of_user.get(user_id, ())):
+            self._drop(key)
+
     def clear(self) -> None:
         """Forget every state."""
         self._states.clear()

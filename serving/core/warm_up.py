@@ -2,9 +2,10 @@
 
 The first use of a shape costs an engine one extra inference or, where it compiles a graph per shape, half
 a second, and every slot has a session of its own. Before a server is ready each slot runs a few
-*essential* shapes, one of which holds any batch. The others follow in the slot's own thread whenever it
-has been idle for a moment, cheapest first; until then a batch is padded to the cheapest shape that is
-warm. So a restart is ready soon, and what a cold shape costs falls on nobody.
+*essential* shapes, one of which holds any batch. The others follow, cheapest first: a thread beside the
+slot's prepares them (compiling takes long), and the slot runs each once when it has been idle for a
+moment; until then a batch is padded to the cheapest shape that is warm. So a restart is ready soon, and
+what a cold shape costs falls on nobody.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class WarmUp:
         self._flops = {shape: executed_flops(flops, shapes, shape) for shape in every}
         self._cold = dict.fromkeys(sorted(self._flops, key=self._flops.__getitem__))
         self._warm: set[Shape] = set()
+        self._prepared: set[Shape] = set()
+        self._is_closed = False
 
     @property
     def cold(self) -> int:
@@ -72,12 +75,24 @@ class WarmUp:
             self._run(session, shape)
             self._run(session, shape, observe)
 
+    def prepare_rest(self, session: Session) -> None:
+        """Prepare every cold shape, one after the other; returns early once closed. For a thread of its own."""
+        for shape in list(self._cold):
+            if self._is_closed:
+                return
+            session.prepare(*self._inputs(shape))
+            self._prepared.add(shape)
+
     def run_next(self, session: Session) -> bool:
-        """Run the cheapest cold shape; False when none is left."""
-        shape = next(iter(self._cold), None)
+        """Run the cheapest cold shape that is prepared, if there is one; False when no shape is cold."""
+        shape = next((shape for shape in self._cold if shape in self._prepared), None)
         if shape is not None:
             self._run(session, shape)
         return bool(self._cold)
+
+    def close(self) -> None:
+        """Prepare no more."""
+        self._is_closed = True
 
     def _run(self, session: Session, shape: Shape, observe: Callable[[str, float, float], None] | None = None) -> None:
         graph, inputs = self._inputs(shape)

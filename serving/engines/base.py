@@ -19,6 +19,13 @@ Tensors = Mapping[str, NDArray[Any]]
 class Session(Protocol):
     """One execution context of both graphs."""
 
+    def prepare(self, graph: str, inputs: Tensors) -> None:
+        """What the first run of `graph` with these shapes needs and no batch should wait for (compiling, say).
+
+        Unlike `run`, it may be called from another thread while the session runs.
+        """
+        ...
+
     def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """Run `graph` (`encode_user` or `score_candidates`); outputs are the caller's to keep."""
         ...

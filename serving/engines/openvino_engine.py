@@ -18,6 +18,7 @@ where the CPU has it, so precision is always set.
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,8 @@ LEAST_BF16_WIDTH = 64
 
 PROBE_ROWS, PROBE_WIDTH, PROBE_RUNS = 512, 1024, 15
 
-_Key = tuple[str, tuple[tuple[int, ...], ...]]
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+_Key = tuple[str, _Shapes]
 
 
 class OpenVinoSession:
@@ -49,31 +51,43 @@ class OpenVinoSession:
 
     def __init__(self, models: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         self._models, self._settings = models, settings
-        self._compiled: dict[str, Any] = {}
+        self._compiled: dict[_Key, Any] = {}
+        self._compiling = threading.Lock()
         self._requests: dict[_Key, tuple[Any, list[str]]] = {}
 
+    def prepare(self, graph: str, inputs: Tensors) -> None:
+        """Compile what `run` needs for these shapes: half a second for `encode_user`."""
+        self._model(graph, _shapes(inputs))
+
     def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
-        """Run `graph`, compiling it first if need be (half a second); the outputs are copies.
+        """Run `graph`, compiling it first if it was not prepared; the outputs are copies.
 
         The engine reads `inputs` where they are; they are kept until the next call with these shapes.
         """
-        key = (graph, tuple(tensor.shape for tensor in inputs.values()))
+        key = graph, _shapes(inputs)
         if key not in self._requests:
-            model = self._compile_for(graph, inputs) if graph in PER_SHAPE else self._shared(graph)
+            model = self._model(*key)
             self._requests[key] = model.create_infer_request(), [port.get_any_name() for port in model.outputs]
         request, outputs = self._requests[key]
         results = request.infer(inputs, share_inputs=True, share_outputs=False)
         return dict(zip(outputs, results.to_tuple(), strict=True))
 
-    def _shared(self, graph: str) -> Any:
-        if graph not in self._compiled:
-            self._compiled[graph] = ov.Core().compile_model(self._models[graph], "CPU", self._settings)
-        return self._compiled[graph]
+    def _model(self, graph: str, shapes: _Shapes) -> Any:
+        key = graph, shapes if graph in PER_SHAPE else ()
+        if (found := self._compiled.get(key)) is not None:  # without waiting for another shape's compilation
+            return found
+        with self._compiling:
+            if key not in self._compiled:
+                model = self._models[graph]
+                if graph in PER_SHAPE:
+                    model = model.clone()
+                    model.reshape({name: list(shape) for name, shape in shapes})
+                self._compiled[key] = ov.Core().compile_model(model, "CPU", self._settings)
+            return self._compiled[key]
 
-    def _compile_for(self, graph: str, inputs: Tensors) -> Any:
-        model = self._models[graph].clone()
-        model.reshape({name: list(tensor.shape) for name, tensor in inputs.items()})
-        return ov.Core().compile_model(model, "CPU", self._settings)
+
+def _shapes(inputs: Tensors) -> _Shapes:
+    return tuple((name, tensor.shape) for name, tensor in inputs.items())
 
 
 class OpenVinoEngine:

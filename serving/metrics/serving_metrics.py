@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -25,7 +25,7 @@ STAGE_BUCKETS = tuple(0.0005 * math.sqrt(2) ** step for step in range(27))  # 0.
 UNHEALTHY_S = 60.0
 _LOG = logging.getLogger(__name__)
 STAGES = ("total", "store", "queue", "encode", "score")
-METHODS = ("Rank", "RankStream", "RecordEvents", "ReportOutcomes")
+METHODS = ("Rank", "RankStream", "RecordEvents", "ForgetUser", "ReportOutcomes")
 CODES = (
     "OK",
     "INVALID_ARGUMENT",
@@ -113,16 +113,42 @@ class ServingMetrics:
         )
         self._states = Counter("kunlun_user_state_lookups", "User-state cache lookups.", ("outcome",), registry=registry)
         self._state_bytes = Gauge("kunlun_user_state_bytes", "Bytes of cached user states.", registry=registry)
+        self._item_lookups = Counter(
+            "kunlun_item_cache_lookups",
+            "Candidates looked up in the near cache of item features.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._missing = Counter(
+            "kunlun_missing_features",
+            "Records read from the store that lacked a feature when they were made into model inputs.",
+            ("group", "feature"),
+            registry=registry,
+        )
         self._store_reads = Counter("kunlun_store_reads", "Store reads by outcome.", ("outcome",), registry=registry)
         self._store_seconds = Histogram(
             "kunlun_store_read_seconds", "Time of a store read.", buckets=STAGE_BUCKETS, registry=registry
         )
 
         self._events = Counter("kunlun_events", "Events acknowledged.", ("outcome",), registry=registry)
+        self._ingest_rejected = Counter(
+            "kunlun_ingest_rejected", "Entries of the event stream that cannot be stored, set aside.", registry=registry
+        )
+        self._ingest_lag = Gauge("kunlun_ingest_lag", "Entries of the event stream that are not stored yet.", registry=registry)
         self._outcomes = Counter("kunlun_outcomes", "Outcomes stored.", registry=registry)
         self._receipts = Counter("kunlun_receipts_rejected", "Receipts rejected.", ("reason",), registry=registry)
         self._window_gauges()
         self._create_series()
+
+    def warms_up(self, cold_shapes: Callable[[], int]) -> None:
+        """`cold_shapes`: tensor shapes that no slot has run yet."""
+        text = "Tensor shapes that engine slots have not run yet; they are warmed up in the background."
+        Gauge("kunlun_engine_cold_shapes", text, registry=self.registry).set_function(lambda: float(cold_shapes()))
+
+    def tracks_items(self, is_live: Callable[[], bool]) -> None:
+        """`is_live`: whether changes of item features in the store are heard of."""
+        text = "1 while changes of item features in the store are heard of; else near caches age by their time to live alone."
+        Gauge("kunlun_item_tracking", text, registry=self.registry).set_function(lambda: float(is_live()))
 
     def _window_gauges(self) -> None:
         for name, text, read in (
@@ -224,6 +250,15 @@ class ServingMetrics:
         """Bytes cached now."""
         self._state_bytes.set(total)
 
+    def item_cache(self, hits: int, misses: int) -> None:
+        """Candidates of one request."""
+        self._child(self._item_lookups, "hit").inc(hits)
+        self._child(self._item_lookups, "miss").inc(misses)
+
+    def missing_feature(self, group: str, feature: str, count: int) -> None:
+        """Records without this feature."""
+        self._missing.labels(group, feature).inc(count)
+
     def store_read(self, seconds: float, outcome: str) -> None:
         """One read of the store."""
         self._child(self._store_reads, outcome).inc()
@@ -246,6 +281,14 @@ class ServingMetrics:
         self._events.labels("stored").inc(stored)
         self._events.labels("duplicate").inc(duplicates)
 
+    def rejected_entries(self, count: int) -> None:
+        """Entries of the event stream that were set aside."""
+        self._ingest_rejected.inc(count)
+
+    def ingest_lag(self, entries: int) -> None:
+        """Entries of the event stream that wait."""
+        self._ingest_lag.set(entries)
+
     def outcomes(self, stored: int) -> None:
         """One acknowledged batch of outcomes."""
         self._outcomes.inc(stored)
@@ -261,6 +304,7 @@ def _known_series(m: ServingMetrics) -> Iterable[tuple[Counter | Histogram, list
     yield m._refused, [(reason,) for reason in REFUSALS]
     yield m._store_reads, [(outcome,) for outcome in STORE_OUTCOMES]
     yield m._states, [("hit",), ("miss",)]
+    yield m._item_lookups, [("hit",), ("miss",)]
     yield m._events, [("stored",), ("duplicate",)]
     yield m._receipts, [(reason,) for reason in RECEIPT_REASONS]
     for metric in (m._rows, m._padded_rows, m._useful, m._executed, m._busy, m._engine_cpu, m._wasted):

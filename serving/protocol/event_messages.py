@@ -39,18 +39,11 @@ class EventMessages:
         for at, event in enumerate(message.events):
             if at and at % SLICE == 0:
                 await asyncio.sleep(0)
-            events.append(self._event(f"events[{at}]", event, now_ms))
+            events.append(self.event(f"events[{at}]", event, now_ms))
         return events
 
-    def response(self, recorded: RecordedEvents) -> events_pb2.RecordEventsResponse:
-        """The acknowledgement."""
-        return events_pb2.RecordEventsResponse(
-            stored=recorded.stored,
-            duplicates=recorded.duplicates,
-            event_token=event_token(recorded.versions, self._schema.hash),
-        )
-
-    def _event(self, field: str, event: events_pb2.Event, now_ms: int) -> UserEvent:
+    def event(self, field: str, event: events_pb2.Event, now_ms: int) -> UserEvent:
+        """Validate and convert one event, called `field` in errors; raises `InvalidField` or `FieldError`."""
         check_text(f"{field}.event_id", event.event_id, MAX_EVENT_ID)
         check_text(f"{field}.user_id", event.user_id, MAX_USER_ID)
         if event.type not in self._types:
@@ -59,6 +52,14 @@ class EventMessages:
         key = int(item_keys(f"{field}.item", event.item, self._schema, 1)[0])
         record = self._types[event.type].record(f"{field}.attributes", event.attributes, key, time_ms)
         return UserEvent(event.event_id, event.user_id, event.type, record)
+
+    def response(self, recorded: RecordedEvents) -> events_pb2.RecordEventsResponse:
+        """The acknowledgement."""
+        return events_pb2.RecordEventsResponse(
+            stored=recorded.stored,
+            duplicates=recorded.duplicates,
+            event_token=event_token(recorded.versions, self._schema.hash),
+        )
 
 
 class _EventReader:

@@ -8,10 +8,15 @@ from typing import Any, Protocol
 from kunlun.v1 import events_pb2, events_pb2_grpc
 from serving.core.types import RecordedEvents, UserEvent
 from serving.protocol.event_messages import EventMessages
+from serving.protocol.limits import MAX_USER_ID, check_text
 
 
 class RecordsEvents(Protocol):
     """The part of the core this service calls."""
+
+    async def forget_user(self, user_id: str) -> bool:
+        """Delete everything of a user."""
+        ...
 
     async def record_events(self, events: Sequence[UserEvent]) -> RecordedEvents:
         """Store events and refresh the user states they change."""
@@ -41,3 +46,12 @@ class EventsService(events_pb2_grpc.EventsServicer):
         recorded = await self._core.record_events(await self._messages.events(message))
         self._observer.events(recorded.stored, recorded.duplicates)
         return self._messages.response(recorded)
+
+    async def ForgetUser(  # noqa: N802  the name is the API's
+        self,
+        message: events_pb2.ForgetUserRequest,
+        context: Any,
+    ) -> events_pb2.ForgetUserResponse:
+        """Delete everything stored of a user."""
+        check_text("user_id", message.user_id, MAX_USER_ID)
+        return events_pb2.ForgetUserResponse(deleted=await self._core.forget_user(message.user_id))

@@ -44,6 +44,10 @@ class FeatureStore(Protocol):
         """One pipelined round trip: user features, all histories, the features of `item_keys` (may be empty)."""
         ...
 
+    async def read_items(self, keys: NDArray[np.int64], timeout_s: float) -> tuple[Records, NDArray[np.bool_]]:
+        """Feature records of `keys` [N], and whether each was stored."""
+        ...
+
     async def record_events(self, events: Sequence[UserEvent]) -> RecordedEvents:
         """Append atomically per user, idempotent by event id inside the window; returns once acknowledged."""
         ...
@@ -54,6 +58,10 @@ class FeatureStore(Protocol):
 
     async def put_users(self, user_ids: Sequence[str], records: Records) -> None:
         """Store user feature records."""
+        ...
+
+    async def delete_user(self, user_id: str) -> bool:
+        """Delete all that is stored of a user, of every record layout ever used; False when there was nothing."""
         ...
 
     async def append_outcomes(self, outcomes: Sequence[bytes]) -> None:

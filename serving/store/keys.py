@@ -6,6 +6,7 @@
 ``<prefix>:{<user>}:u:<layout>``          user feature record
 ``<prefix>:i:<layout>:<item key>``        item feature record
 ``<prefix>:outcomes``                     stream of reported outcomes
+``<prefix>:layouts``                      every ``h:<event>:<layout>`` and ``u:<layout>`` ever used, for deletion
 
 `<user>` is a 128-bit hash of the user id: ids may hold any character, braces included, and raw ids
 stay out of key listings. `<layout>` is the version of the record's dtype.
@@ -27,7 +28,9 @@ class StoreKeys:
         self.outcomes = f"{prefix}:outcomes"
         self._histories = {e.name: f"h:{e.name}:{dtype_version(event_dtype(e))}" for e in schema.events}
         self._user = f"u:{dtype_version(feature_dtype(schema.user))}"
-        self._items = f"{prefix}:i:{dtype_version(feature_dtype(schema.item_features))}:"
+        self.layouts = f"{prefix}:layouts"
+        self.own_layouts = (*self._histories.values(), self._user)
+        self.items = f"{prefix}:i:{dtype_version(feature_dtype(schema.item_features))}:"
 
     def tag(self, user_id: str) -> str:
         """The common beginning of a user's keys."""
@@ -40,7 +43,7 @@ class StoreKeys:
         return tag + self._user
 
     def item(self, key: int) -> str:
-        return f"{self._items}{key}"
+        return f"{self.items}{key}"
 
 
 def version_key(tag: str) -> str:

@@ -37,7 +37,7 @@ Command = tuple[Any, ...]
 """Name and arguments (str, bytes, int); the key is the first argument, of EVALSHA the third, of XREAD the last but one."""
 
 MULTIPLE_KEYS = "MGET"
-_KEY_AT = {"EVALSHA": 3, "XREAD": -2, "XREADGROUP": -2, "XGROUP": 2}
+_KEY_AT = {"EVALSHA": 3, "XREAD": -2, "XREADGROUP": -2, "XGROUP": 2, "XINFO": 2}
 _ELSEWHERE = (MovedError, AskError, ClusterDownError, MasterDownError, TryAgainError, ReadOnlyError)
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 

@@ -31,7 +31,9 @@ async def open_store(
 ) -> RedisStore:
     """Connect and check that the store answers; raises `StoreUnavailable` with the URL, never its password."""
     if url == EMBEDDED:
-        return EmbeddedStore(EmbeddedValkey(data_dir), schema, options)
+        embedded = EmbeddedStore(EmbeddedValkey(data_dir), schema, options)
+        await embedded.announce_layouts()
+        return embedded
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in SCHEMES:
         found = f"the scheme {scheme!r}" if separator else "no scheme"  # nothing else of the URL: it may hold a password
@@ -42,6 +44,7 @@ async def open_store(
         raise StoreUnavailable(f"store: expected {scheme}://HOST:PORT/DATABASE, found a URL that cannot be read") from None
     try:
         await store.ping()
+        await store.announce_layouts()
     except StoreUnavailable as error:
         await store.close()
         raise StoreUnavailable(f"{store.public_url}: {error}") from error

@@ -65,7 +65,7 @@ class RedisStore:
 
     def __init__(self, url: str, schema: Schema, options: RedisOptions | None = None) -> None:
         self.schema, self.options = schema, options or RedisOptions()
-        self.public_url = without_secrets(url)
+        self.url, self.public_url = url, without_secrets(url)
         self.keys = StoreKeys(schema, self.options.prefix)
         self.stats = StoreStats()
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
@@ -101,6 +101,14 @@ class RedisStore:
             items_found=found,
         )
 
+    async def read_items(self, keys: NDArray[np.int64], timeout_s: float) -> tuple[Records, NDArray[np.bool_]]:
+        """See `FeatureStore`."""
+        if not len(keys):
+            return self._items([], 0)
+        command = ("MGET", *map(self.keys.item, keys.tolist()))
+        (reply,) = await self._guard(self.nodes.exchange([command]), timeout_s, "read items")
+        return self._items(reply, len(keys))
+
     async def record_events(self, events: Sequence[UserEvent]) -> RecordedEvents:
         """See `FeatureStore`. The arrival time of every event is this call's time."""
         now = time.time_ns() // 1_000_000
@@ -127,6 +135,19 @@ class RedisStore:
     async def put_users(self, user_ids: Sequence[str], records: Records) -> None:
         """See `FeatureStore`."""
         await self._put([self.keys.user(self.keys.tag(u)) for u in user_ids], records)
+
+    async def delete_user(self, user_id: str) -> bool:
+        """See `FeatureStore`."""
+        (known,) = await self._write([("SMEMBERS", self.keys.layouts)], self.options.timeout_s, "delete user")
+        layouts = {name.decode() for name in known} | set(self.keys.own_layouts)
+        tag = self.keys.tag(user_id)
+        names = [version_key(tag), window_key(tag), *(tag + layout for layout in sorted(layouts))]
+        (deleted,) = await self._write([("UNLINK", *names)], self.options.timeout_s, "delete user")
+        return bool(deleted)
+
+    async def announce_layouts(self) -> None:
+        """Note the record layouts in use, so that `delete_user` finds those of other versions of the schema, too."""
+        await self._write([("SADD", self.keys.layouts, *self.keys.own_layouts)], self.options.timeout_s, "announce layouts")
 
     async def append_outcomes(self, outcomes: Sequence[bytes]) -> None:
         """See `FeatureStore`."""

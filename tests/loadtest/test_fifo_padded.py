@@ -43,6 +43,9 @@ class Watched:
         session, watched = self._engine.open_session(), self
 
         class WatchedSession:
+            def prepare(self, graph: str, inputs: Tensors) -> None:
+                session.prepare(graph, inputs)
+
             def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
                 if watched.broken:
                     raise RuntimeError("no device")

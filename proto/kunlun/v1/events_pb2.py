@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kunlun.v1 import types_pb2 as kunlun_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kunlun/v1/events.proto\x12\tkunlun.v1\x1a\x15kunlun/v1/types.proto\"7\n\x13RecordEventsRequest\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.kunlun.v1.Event\"\x99\x01\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12 \n\x04item\x18\x04 \x01(\x0b\x32\x12.kunlun.v1.ItemIds\x12\x0f\n\x07time_ms\x18\x05 \x01(\x03\x12,\n\nattributes\x18\x06 \x03(\x0b\x32\x18.kunlun.v1.FeatureColumn\"O\n\x14RecordEventsResponse\x12\x0e\n\x06stored\x18\x01 \x01(\r\x12\x12\n\nduplicates\x18\x02 \x01(\r\x12\x13\n\x0b\x65vent_token\x18\x03 \x01(\t2Y\n\x06\x45vents\x12O\n\x0cRecordEvents\x12\x1e.kunlun.v1.RecordEventsRequest\x1a\x1f.kunlun.v1.RecordEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kunlun/v1/events.proto\x12\tkunlun.v1\x1a\x15kunlun/v1/types.proto\"7\n\x13RecordEventsRequest\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.kunlun.v1.Event\"\x99\x01\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12 \n\x04item\x18\x04 \x01(\x0b\x32\x12.kunlun.v1.ItemIds\x12\x0f\n\x07time_ms\x18\x05 \x01(\x03\x12,\n\nattributes\x18\x06 \x03(\x0b\x32\x18.kunlun.v1.FeatureColumn\"$\n\x11\x46orgetUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"%\n\x12\x46orgetUserResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\"O\n\x14RecordEventsResponse\x12\x0e\n\x06stored\x18\x01 \x01(\r\x12\x12\n\nduplicates\x18\x02 \x01(\r\x12\x13\n\x0b\x65vent_token\x18\x03 \x01(\t2\xa4\x01\n\x06\x45vents\x12O\n\x0cRecordEvents\x12\x1e.kunlun.v1.RecordEventsRequest\x1a\x1f.kunlun.v1.RecordEventsResponse\x12I\n\nForgetUser\x12\x1c.kunlun.v1.ForgetUserRequest\x1a\x1d.kunlun.v1.ForgetUserResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDEVENTSREQUEST']._serialized_end=115
   _globals['_EVENT']._serialized_start=118
   _globals['_EVENT']._serialized_end=271
-  _globals['_RECORDEVENTSRESPONSE']._serialized_start=273
-  _globals['_RECORDEVENTSRESPONSE']._serialized_end=352
-  _globals['_EVENTS']._serialized_start=354
-  _globals['_EVENTS']._serialized_end=443
+  _globals['_FORGETUSERREQUEST']._serialized_start=273
+  _globals['_FORGETUSERREQUEST']._serialized_end=309
+  _globals['_FORGETUSERRESPONSE']._serialized_start=311
+  _globals['_FORGETUSERRESPONSE']._serialized_end=348
+  _globals['_RECORDEVENTSRESPONSE']._serialized_start=350
+  _globals['_RECORDEVENTSRESPONSE']._serialized_end=429
+  _globals['_EVENTS']._serialized_start=432
+  _globals['_EVENTS']._serialized_end=596
 # @@protoc_insertion_point(module_scope)

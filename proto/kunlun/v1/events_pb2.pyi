@@ -29,6 +29,18 @@ class Event(_message.Message):
     attributes: _containers.RepeatedCompositeFieldContainer[_types_pb2.FeatureColumn]
     def __init__(self, event_id: _Optional[str] = ..., user_id: _Optional[str] = ..., type: _Optional[str] = ..., item: _Optional[_Union[_types_pb2.ItemIds, _Mapping]] = ..., time_ms: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[_types_pb2.FeatureColumn, _Mapping]]] = ...) -> None: ...
 
+class ForgetUserRequest(_message.Message):
+    __slots__ = ("user_id",)
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    def __init__(self, user_id: _Optional[str] = ...) -> None: ...
+
+class ForgetUserResponse(_message.Message):
+    __slots__ = ("deleted",)
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    deleted: bool
+    def __init__(self, deleted: _Optional[bool] = ...) -> None: ...
+
 class RecordEventsResponse(_message.Message):
     __slots__ = ("stored", "duplicates", "event_token")
     STORED_FIELD_NUMBER: _ClassVar[int]

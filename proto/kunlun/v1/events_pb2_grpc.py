@@ -40,6 +40,11 @@ class EventsStub:
                 request_serializer=kunlun_dot_v1_dot_events__pb2.RecordEventsRequest.SerializeToString,
                 response_deserializer=kunlun_dot_v1_dot_events__pb2.RecordEventsResponse.FromString,
                 _registered_method=True)
+        self.ForgetUser = channel.unary_unary(
+                '/kunlun.v1.Events/ForgetUser',
+                request_serializer=kunlun_dot_v1_dot_events__pb2.ForgetUserRequest.SerializeToString,
+                response_deserializer=kunlun_dot_v1_dot_events__pb2.ForgetUserResponse.FromString,
+                _registered_method=True)
 
 
 class EventsServicer:
@@ -53,6 +58,14 @@ class EventsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetUser(self, request, context):
+        """Deletes everything stored of a user: features, histories, and what remembers repeated events. Safe to retry. An event that
+        is sent again afterwards is a new event.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_EventsServicer_to_server(servicer, server):
                     servicer.RecordEvents,
                     request_deserializer=kunlun_dot_v1_dot_events__pb2.RecordEventsRequest.FromString,
                     response_serializer=kunlun_dot_v1_dot_events__pb2.RecordEventsResponse.SerializeToString,
+            ),
+            'ForgetUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetUser,
+                    request_deserializer=kunlun_dot_v1_dot_events__pb2.ForgetUserRequest.FromString,
+                    response_serializer=kunlun_dot_v1_dot_events__pb2.ForgetUserResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class Events:
             '/kunlun.v1.Events/RecordEvents',
             kunlun_dot_v1_dot_events__pb2.RecordEventsRequest.SerializeToString,
             kunlun_dot_v1_dot_events__pb2.RecordEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kunlun.v1.Events/ForgetUser',
+            kunlun_dot_v1_dot_events__pb2.ForgetUserRequest.SerializeToString,
+            kunlun_dot_v1_dot_events__pb2.ForgetUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class SilentObserver:
 
     def user_state_bytes(self, total: int) -> None: ...
 
+    def item_cache(self, hits: int, misses: int) -> None: ...
+
+    def missing_feature(self, group: str, feature: str, count: int) -> None: ...
+
     def store_read(self, seconds: float, outcome: str) -> None: ...
 
 
@@ -85,6 +89,13 @@ class Recorder(SilentObserver):
 
     def store_read(self, seconds: float, outcome: str) -> None:
         self.counts[f"read {outcome}"] += 1
+
+    def item_cache(self, hits: int, misses: int) -> None:
+        self.counts["item hit"] += hits
+        self.counts["item miss"] += misses
+
+    def missing_feature(self, group: str, feature: str, count: int) -> None:
+        self.counts[f"missing {group}.{feature}"] += count
 
     def rows(self, graph: str) -> int:
         """Rows that the engine ran so far."""

@@ -360,6 +360,9 @@ class Tampered:
         session, outer = self._engine.open_session(), self
 
         class TamperedSession:
+            def prepare(self, graph: str, inputs: Tensors) -> None:
+                session.prepare(graph, inputs)
+
             def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
                 outputs = session.run(graph, inputs)
                 if outer.armed and graph == SCORE_CANDIDATES:
@@ -478,6 +481,9 @@ class Gated:
         session, gate = self._engine.open_session(), self.gate
 
         class GatedSession:
+            def prepare(self, graph: str, inputs: Tensors) -> None:
+                session.prepare(graph, inputs)
+
             def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
                 assert gate.wait(30)
                 return session.run(graph, inputs)

@@ -26,6 +26,10 @@ class Shapes:
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+        self.prepared: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+
+    def prepare(self, graph: str, inputs: Tensors) -> None:
+        self.prepared.append((graph, tuple(np.shape(value) for value in inputs.values())))
 
     def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
         self.seen.append((graph, tuple(np.shape(value) for value in inputs.values())))
@@ -46,6 +50,7 @@ def test_a_batch_gets_a_warm_shape_that_holds_it(
     shapes, host, flops = parts
     warm_up, session = WarmUp(shapes, host, flops), Shapes()
     warm_up.run_essential(session, lambda graph, work, seconds: None)
+    warm_up.prepare_rest(session)
     for _ in range(data.draw(st.integers(0, 20))):
         warm_up.run_next(session)
     warm = set(session.seen)
@@ -72,9 +77,13 @@ def test_every_shape_is_run_once_more_and_then_none(parts: tuple[ShapeBuckets, H
     assert essential == 2 * len(shapes.essential)
     cold = warm_up.cold
     assert cold == len(shapes.encode_shapes) + len(shapes.score_shapes) - len(shapes.essential)
+    assert warm_up.run_next(session), "nothing is prepared yet, but some shapes are cold"
+    assert len(session.seen) == essential
+    warm_up.prepare_rest(session)
     while warm_up.run_next(session):
         pass
     assert warm_up.cold == 0
+    assert session.prepared == session.seen[essential:], "each was prepared, and then run in the same order"
     assert len(session.seen) - essential == cold
     assert not warm_up.run_next(session)
     assert len(session.seen) - essential == cold
@@ -85,6 +94,13 @@ def test_every_shape_is_run_once_more_and_then_none(parts: tuple[ShapeBuckets, H
 
 def test_before_anything_is_warm_the_exact_bucket_is_used(parts: tuple[ShapeBuckets, HostFeatures, FlopModel]) -> None:
     assert WarmUp(*parts).score_shape(1, 10) == ScoreShape(1, 24)
+
+
+def test_once_closed_no_more_shapes_are_prepared(parts: tuple[ShapeBuckets, HostFeatures, FlopModel]) -> None:
+    warm_up, session = WarmUp(*parts), Shapes()
+    warm_up.close()
+    warm_up.prepare_rest(session)
+    assert not session.prepared
 
 
 def _seen(warm_up: WarmUp, shape: EncodeShape | ScoreShape) -> tuple[str, tuple[tuple[int, ...], ...]]:

@@ -1,0 +1,120 @@
+"""Hears which item features change in the store, so that near caches can be trusted between two reads.
+
+One RESP3 connection per primary with broadcasting ``CLIENT TRACKING`` of the items' prefix: the server
+names every key under it that anybody writes, expires or deletes. While a connection is away nothing is
+known to be current: the listener is told to forget everything, when tracking is lost and when it is back.
+A connection that has been silent is asked for a sign of life, so a frozen server or a dead link shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+SILENCE_S = 1.0
+"""Time without a word after which a server is asked, and then time to answer."""
+
+RETRY_S = 0.2
+_LOG = logging.getLogger(__name__)
+
+Listener = Callable[[NDArray[np.int64] | None], None]
+"""Told of item keys [N] that have changed; None: any may have."""
+
+
+class TracksKeys(Protocol):
+    """The servers to listen to (`serving.store.nodes.Nodes`)."""
+
+    async def trackers(self) -> list[Any]:
+        """A new RESP3 connection to every primary."""
+        ...
+
+
+class ItemChanges:
+    """Listens while `run` runs. `is_live`: every primary is listened to."""
+
+    def __init__(self, nodes: TracksKeys, prefix: str, listener: Listener) -> None:
+        self._nodes, self._prefix, self._listener = nodes, prefix, listener
+        self.is_live = False
+
+    async def run(self) -> None:
+        """Listen for ever; reconnects."""
+        while True:
+            try:
+                await self._listen()
+            except (RedisError, OSError, TimeoutError) as error:
+                if self.is_live:
+                    _LOG.warning(
+                        "tracking of item features is lost (%s); near caches start empty", error or type(error).__name__
+                    )
+            finally:
+                self._lost()
+            await asyncio.sleep(RETRY_S)
+
+    def _lost(self) -> None:
+        if self.is_live:
+            self.is_live = False
+            self._listener(None)
+
+    async def _listen(self) -> None:
+        async with asyncio.timeout(2 * SILENCE_S):
+            connections = await self._nodes.trackers()
+        try:
+            async with asyncio.timeout(2 * SILENCE_S):
+                await asyncio.gather(*map(self._subscribe, connections))
+            self._listener(None)  # what was read before is not covered
+            self.is_live = True
+            await _first_to_end([self._hear(connection) for connection in connections])
+        finally:
+            for connection in connections:
+                with contextlib.suppress(RedisError, OSError):
+                    await connection.disconnect(nowait=True)
+
+    async def _subscribe(self, connection: Any) -> None:
+        await connection.connect()
+        # redis-py has no public way to hear invalidations on the asyncio client.
+        connection._parser.set_invalidation_push_handler(self._changed)
+        await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
+        await connection.read_response()
+
+    async def _hear(self, connection: Any) -> None:
+        is_asked = False
+        while True:
+            heard = await connection.read_response(timeout=SILENCE_S, push_request=True)
+            if heard is not None:
+                is_asked = False
+            elif is_asked:
+                raise RedisConnectionError(f"no answer within {SILENCE_S:g} s")
+            else:
+                await connection.send_command("PING")
+                is_asked = True
+
+    async def _changed(self, message: Sequence[Any]) -> bool:
+        """A push: ``[b"invalidate", [key, …]]``, or None in place of the keys when the database was flushed."""
+        names = message[1]
+        if names is None:
+            self._listener(None)
+        else:
+            tails = [name[len(self._prefix) :] for name in names]
+            self._listener(np.array([int(tail) for tail in tails if tail.lstrip(b"-").isdigit()], np.int64))
+        return True
+
+
+async def _first_to_end(coroutines: Sequence[Any]) -> None:
+    """Run all until one ends or fails, then end the others; raises what it raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
