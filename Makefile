@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test test-native lint proto bench system-deps install clean
+.PHONY: help demo test test-native lint proto bench store-check system-deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ proto: $(STAMP) ## regenerate the stubs of kunlun.v1 from proto/
 
 bench: $(STAMP) ## scoreboard rows: make bench ROW=S1
 	$(BIN)/python -m loadtest.scoreboard $(if $(ROW),--row $(ROW))
+
+store-check: $(STAMP) ## near-cache hit rate, read latency, append cost, load rate, skew; DATA=path takes a Metarank-format log
+	$(BIN)/python -m loadtest.store_check $(if $(DATA),--data '$(DATA)')
 
 system-deps: ## the few Debian packages that some tests use (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus

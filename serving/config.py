@@ -57,8 +57,9 @@ class ServerConfig(StrictModel):
 
     Ingestion: `ingest` reads events from a stream, too (none: only the RPC brings events).
 
-    State: `store` (`embedded` or a redis://, rediss:// or unix:// URL), `data_dir` of the embedded store
-    (none: its data ends with the process), `attribution_window_s` for outcomes.
+    State: `store` (`embedded`, or the URL of a Redis or Valkey, see `serving.store.nodes.open_nodes`), `store_replicas` that
+    must have an event before it is acknowledged (0: the primary alone), `history_ttl_s` after a user's last event (0: for
+    ever), `data_dir` of the embedded store (none: its data ends with the process), `attribution_window_s` for outcomes.
 
     Limits: `default_deadline_ms` for calls without one, `max_message_bytes` of a request,
     `max_concurrent_calls`, `max_connection_age_s` (0: for ever) after which clients are asked to
@@ -87,6 +88,8 @@ class ServerConfig(StrictModel):
     front_end: Literal["grpcio", "native"] = "grpcio"
 
     store: str = "embedded"
+    store_replicas: Annotated[int, Field(ge=0)] = 0
+    history_ttl_s: Annotated[int, Field(ge=0)] = 0
     data_dir: Path | None = None
     ingest: IngestConfig | None = None
     attribution_window_s: Annotated[float, Field(gt=0)] = 7 * 86_400.0

@@ -21,7 +21,7 @@ from typing import Any
 import grpc.aio
 from prometheus_client import start_http_server
 
-from kunlun.v1 import events_pb2_grpc, feedback_pb2_grpc, ranker_pb2_grpc
+from kunlun.v1 import events_pb2_grpc, features_pb2_grpc, feedback_pb2_grpc, ranker_pb2_grpc
 from model.artifact import Artifact, open_artifact
 from model.config import ConfigError
 from serving.config import ServerConfig, artifact_path, available_cpus, random_receipt_keys, receipt_keys
@@ -40,6 +40,7 @@ from serving.metrics.serving_metrics import ServingMetrics
 from serving.metrics.store_stats import StoreStatsCollector
 from serving.protocol.event_messages import EventMessages
 from serving.protocol.events_service import EventsService
+from serving.protocol.features_service import FeaturesService
 from serving.protocol.feedback_service import FeedbackService
 from serving.protocol.guard import Guard
 from serving.protocol.outcome_messages import OutcomeMessages
@@ -48,6 +49,7 @@ from serving.protocol.ranker_service import RankerService
 from serving.store.base import FeatureStore
 from serving.store.item_changes import ItemChanges
 from serving.store.open import open_store
+from serving.store.redis_store import RedisOptions
 from serving.transport import Health, bind, open_grpc_server
 from serving.tuning.calibrate_slots import best_split
 
@@ -115,7 +117,8 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         frontier = load_frontier(engine.entry, artifact.digest)
         if config.host_cpus:
             _pin(config.host_cpus)
-        store = await open_store(config.store, schema, data_dir=config.data_dir)
+        options = RedisOptions(history_ttl_s=config.history_ttl_s, replicas=config.store_replicas)
+        store = await open_store(config.store, schema, data_dir=config.data_dir, options=options)
         stack.push_async_callback(store.close)
 
         metrics = ServingMetrics()
@@ -140,6 +143,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
             server,
             RankerService(ranker, rank_messages, signer, guard, config.default_deadline_ms / 1000),
             EventsService(ranker, EventMessages(schema), metrics),
+            FeaturesService(store, ranker, schema),
             FeedbackService(store, OutcomeMessages(schema, signer), metrics),
         )
         health = Health(server)
@@ -167,9 +171,16 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         yield Addresses(address, metrics_address, store.public_url, manifest.model, manifest.version)
 
 
-def _add_services(server: grpc.aio.Server, ranker: RankerService, events: EventsService, feedback: FeedbackService) -> None:
+def _add_services(
+    server: grpc.aio.Server,
+    ranker: RankerService,
+    events: EventsService,
+    features: FeaturesService,
+    feedback: FeedbackService,
+) -> None:
     ranker_pb2_grpc.add_RankerServicer_to_server(ranker, server)  # type: ignore[no-untyped-call]
     events_pb2_grpc.add_EventsServicer_to_server(events, server)  # type: ignore[no-untyped-call]
+    features_pb2_grpc.add_FeaturesServicer_to_server(features, server)  # type: ignore[no-untyped-call]
     feedback_pb2_grpc.add_FeedbackServicer_to_server(feedback, server)  # type: ignore[no-untyped-call]
 
 

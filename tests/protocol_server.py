@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kunlun.v1 import events_pb2_grpc, feedback_pb2_grpc, ranker_pb2_grpc
+from kunlun.v1 import events_pb2_grpc, features_pb2_grpc, feedback_pb2_grpc, ranker_pb2_grpc
 from model.config import parse_yaml
 from model.schema import Schema
 from model.value_expression import ValueExpression
@@ -27,6 +27,7 @@ from serving.feedback.receipt import ReceiptSigner
 from serving.metrics.serving_metrics import ServingMetrics
 from serving.protocol.event_messages import EventMessages
 from serving.protocol.events_service import EventsService
+from serving.protocol.features_service import FeaturesService
 from serving.protocol.feedback_service import FeedbackService
 from serving.protocol.guard import Guard
 from serving.protocol.outcome_messages import OutcomeMessages
@@ -77,6 +78,7 @@ class FixedScorer:
         self._schema, self._store = schema, store
         self.fail: list[Exception] = []
         self.requests: list[RankRequest] = []
+        self.changed: list[int] = []
         self.hold: asyncio.Event | None = None
         self.entered = threading.Event()
 
@@ -117,6 +119,12 @@ class FixedScorer:
     async def record_events(self, events: Sequence[UserEvent]) -> RecordedEvents:
         return await self._store.record_events(events)
 
+    async def forget_user(self, user_id: str) -> bool:
+        return await self._store.delete_user(user_id)
+
+    def items_changed(self, keys: np.ndarray | None) -> None:
+        self.changed += [] if keys is None else keys.tolist()
+
 
 class ProtocolServer:
     """A running server; `run` executes a coroutine on its loop."""
@@ -150,6 +158,7 @@ class ProtocolServer:
         events_pb2_grpc.add_EventsServicer_to_server(
             EventsService(self.scorer, EventMessages(self.schema), self.metrics), self._server
         )
+        features_pb2_grpc.add_FeaturesServicer_to_server(FeaturesService(self.store, self.scorer, self.schema), self._server)
         feedback_pb2_grpc.add_FeedbackServicer_to_server(
             FeedbackService(self.store, OutcomeMessages(self.schema, self.signer), self.metrics), self._server
         )

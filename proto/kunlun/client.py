@@ -17,8 +17,27 @@ from typing import Any, TypeVar
 import grpc
 
 from kunlun.errors import FieldViolation, KunlunError, wire_fields
-from kunlun.v1 import events_pb2, events_pb2_grpc, feedback_pb2, feedback_pb2_grpc, ranker_pb2_grpc
-from kunlun.values import Event, EventToken, Outcome, RankQuery, RankReply, StreamReply, Value, Values
+from kunlun.v1 import (
+    events_pb2,
+    events_pb2_grpc,
+    features_pb2,
+    features_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
+    ranker_pb2_grpc,
+)
+from kunlun.values import (
+    Event,
+    EventToken,
+    Outcome,
+    RankQuery,
+    RankReply,
+    StreamReply,
+    Value,
+    Values,
+    item_ids,
+    per_item,
+)
 
 T = TypeVar("T")
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -59,6 +78,7 @@ class Client:
         self._closed = False
         self._ranker = ranker_pb2_grpc.RankerStub(self._channel)  # type: ignore[no-untyped-call]
         self._events = events_pb2_grpc.EventsStub(self._channel)  # type: ignore[no-untyped-call]
+        self._features = features_pb2_grpc.FeaturesStub(self._channel)  # type: ignore[no-untyped-call]
         self._feedback = feedback_pb2_grpc.FeedbackStub(self._channel)  # type: ignore[no-untyped-call]
         self._health: Callable[..., bytes] = self._channel.unary_unary(_HEALTH_METHOD)
 
@@ -128,6 +148,29 @@ class Client:
         message = events_pb2.RecordEventsRequest(events=[event.message() for event in events])
         reply: events_pb2.RecordEventsResponse = self._call(self._events.RecordEvents, message, timeout_s)
         return EventToken(reply.event_token, reply.stored, reply.duplicates)
+
+    def put_items(
+        self,
+        items: Sequence[str] | Sequence[int],
+        features: Mapping[str, Sequence[Values]],
+        *,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Store whole item records, one value of each feature per item; returns how many. Raises `KunlunError`.
+
+        A feature that is left out is missing from now on.
+        """
+        message = features_pb2.PutItemsRequest(items=item_ids(items), features=per_item(features))
+        reply: features_pb2.PutItemsResponse = self._call(self._features.PutItems, message, timeout_s)
+        return reply.stored
+
+    def put_users(
+        self, user_ids: Sequence[str], features: Mapping[str, Sequence[Values]], *, timeout_s: float | None = None
+    ) -> int:
+        """The same for users."""
+        message = features_pb2.PutUsersRequest(user_ids=user_ids, features=per_item(features))
+        reply: features_pb2.PutUsersResponse = self._call(self._features.PutUsers, message, timeout_s)
+        return reply.stored
 
     def forget_user(self, user_id: str, *, timeout_s: float | None = None) -> bool:
         """Delete everything stored of a user (features, histories); False when nothing was. Raises `KunlunError`."""

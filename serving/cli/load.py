@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.progress import TaskID
+
 from kunlun.cli import Command, UsageError
 from model.cli.console import add_json_flag, progress_bar, report
 from model.config import ConfigError
@@ -15,6 +17,7 @@ from model.records import FieldError
 from model.schema import load_schema
 from serving.core.errors import StoreUnavailable
 from serving.store.load import LoadReport, load_events, load_items, load_users, rows_in
+from serving.store.load_journal import LoadJournal
 from serving.store.open import open_store
 
 LOADERS = {"items": load_items, "users": load_users, "events": load_events}
@@ -27,6 +30,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     for part in LOADERS:
         parser.add_argument(f"--{part}", type=Path, metavar="FILE", help=f"{part} file (default: {part}.parquet if present)")
     parser.add_argument("--only", choices=tuple(LOADERS), action="append", help="load only this part (repeatable)")
+    parser.add_argument("--resume", action="store_true", help="leave out what an interrupted load of the same files has done")
     add_json_flag(parser)
 
 
@@ -57,14 +61,23 @@ async def _load(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
                     continue
                 if not path.is_file():
                     raise ConfigError(f"{path}: no such file")
-                task = bar.add_task(part, total=rows_in(path), note="")
+                journal = LoadJournal(path, store.public_url)
+                skip = journal.resume() if arguments.resume else 0
+                task = bar.add_task(part, total=rows_in(path), completed=skip, note="")
+
+                def advance(rows: int, task: TaskID = task, journal: LoadJournal = journal) -> None:
+                    bar.advance(task, rows)
+                    journal.advance(rows)
+
                 began = time.perf_counter()
-                done: LoadReport = await load(store, schema, path, lambda rows, task=task: bar.advance(task, rows))  # type: ignore[misc]
+                done: LoadReport = await load(store, schema, path, advance, skip)
                 seconds = time.perf_counter() - began
+                journal.done()
                 figures[part] = {
                     "loaded": done.loaded,
                     "rejected": dict(done.rejected),
                     "seconds": round(seconds, 3),
+                    "skipped": skip,
                     "rows_per_s": round(done.loaded / max(seconds, 1e-9)),
                 }
     finally:

@@ -111,6 +111,7 @@ class Ranker:
     async def close(self) -> None:
         """Drain, end the slots and forget every state. The engine and the store belong to the caller."""
         await self.drain()
+        self._host_time.stop()
         await self._scheduler.close()
         self._states.clear()
 
@@ -167,7 +168,7 @@ class Ranker:
             wait = max(self._scheduler.drain_s(), 1e-3)
             return Overloaded(f"queue: {self._in_flight} requests wait, the limit is {self.options.max_queue}", wait)
         # No rung spares the event loop its part, so what that cannot do in time is refused with degrading, too.
-        wait = self._host_time.backlog_s(self._in_flight)
+        wait = self._host_time.wait_s(self._in_flight)
         if not self.options.degrade:
             wait = max(wait, self._scheduler.drain_s())
         return overloaded(wait) if wait > max(0.0, SHARES[priority] * (deadline - time.monotonic())) else None

@@ -25,7 +25,7 @@ STAGE_BUCKETS = tuple(0.0005 * math.sqrt(2) ** step for step in range(27))  # 0.
 UNHEALTHY_S = 60.0
 _LOG = logging.getLogger(__name__)
 STAGES = ("total", "store", "queue", "encode", "score")
-METHODS = ("Rank", "RankStream", "RecordEvents", "ForgetUser", "ReportOutcomes")
+METHODS = ("Rank", "RankStream", "RecordEvents", "ForgetUser", "PutItems", "PutUsers", "ReportOutcomes")
 CODES = (
     "OK",
     "INVALID_ARGUMENT",

@@ -13,6 +13,7 @@ MAX_EVENT_ID = 128
 MAX_ITEM_KEY = 512
 MAX_EVENTS = 1000
 MAX_OUTCOMES = 1000
+MAX_RECORDS = 2000
 MAX_TOKEN = 65_536
 MAX_AHEAD_MS = 3_600_000
 """How far a caller's clock may run ahead of ours."""

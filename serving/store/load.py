@@ -2,7 +2,8 @@
 
 Items and users are read in batches, so their files may exceed memory; events are sorted by arrival,
 so theirs may not. Rows that do not fit the schema are refused and counted by reason; the rest is
-loaded. Loading the same files again changes nothing.
+loaded. Loading the same files again changes nothing, and `skip` leaves out the rows that an interrupted
+load has done.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class LoadReport:
         self.rejected[self._reasons.setdefault((error.field, error.expected), str(error))] += 1
 
 
-async def load_items(store: RedisStore, schema: Schema, path: Path, progress: Report = lambda _: None) -> LoadReport:
+async def load_items(
+    store: RedisStore, schema: Schema, path: Path, progress: Report = lambda _: None, skip: int = 0
+) -> LoadReport:
     """Item features from a Parquet file with `item_id` and one column per item feature."""
     report = LoadReport()
 
@@ -54,7 +57,7 @@ async def load_items(store: RedisStore, schema: Schema, path: Path, progress: Re
         item_keys = keys(table["item_id"].to_pylist(), schema.item.id_type, schema.hash, f"{path.name}: item_id")
         return item_keys, records_of(table, schema.item_features, schema, path.name)
 
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS):
+    for batch in _batches(path, skip):
         table = _complete(pa.Table.from_batches([batch]), path, ["item_id"], report)
         for part, (item_keys, records) in _fitting(table, converted, report):
             await store.put_items(item_keys, records)
@@ -63,12 +66,14 @@ async def load_items(store: RedisStore, schema: Schema, path: Path, progress: Re
     return report
 
 
-async def load_users(store: RedisStore, schema: Schema, path: Path, progress: Report = lambda _: None) -> LoadReport:
+async def load_users(
+    store: RedisStore, schema: Schema, path: Path, progress: Report = lambda _: None, skip: int = 0
+) -> LoadReport:
     """User features from a Parquet file with `user_id` and one column per user feature."""
     report = LoadReport()
     if not schema.user:
         return report
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS):
+    for batch in _batches(path, skip):
         table = _complete(pa.Table.from_batches([batch]), path, ["user_id"], report)
         for part, records in _fitting(table, lambda rows: records_of(rows, schema.user, schema, path.name), report):
             await store.put_users(part["user_id"].to_pylist(), records)
@@ -77,7 +82,9 @@ async def load_users(store: RedisStore, schema: Schema, path: Path, progress: Re
     return report
 
 
-async def load_events(store: RedisStore, schema: Schema, path: Path, progress: Report = lambda _: None) -> LoadReport:
+async def load_events(
+    store: RedisStore, schema: Schema, path: Path, progress: Report = lambda _: None, skip: int = 0
+) -> LoadReport:
     """Histories from an events file, in arrival order.
 
     An event that arrived before the newest one stored for its user and type is not stored: a second
@@ -86,9 +93,10 @@ async def load_events(store: RedisStore, schema: Schema, path: Path, progress: R
     report = LoadReport()
     whole = pq.read_table(path)
     table = _complete(whole, path, EVENT_COLUMNS, report)
-    progress(len(whole) - len(table))
+    if not skip:
+        progress(len(whole) - len(table))
     table = table.take(pa.array(np.argsort(table["arrival_ms"].to_numpy(), kind="stable")))
-    for start in range(0, len(table), EVENT_ROWS):
+    for start in range(max(0, skip - (len(whole) - len(table))), len(table), EVENT_ROWS):
         part = table.slice(start, EVENT_ROWS)
         events = _events(part, schema, report)
         recorded = await store.backfill_events(events)
@@ -114,6 +122,15 @@ def _events(table: pa.Table, schema: Schema, report: LoadReport) -> list[UserEve
     if unknown := len(table) - declared_rows:
         report.rejected["event type that the schema does not declare"] += unknown
     return [event for _, event in sorted(events, key=lambda pair: pair[0])]
+
+
+def _batches(path: Path, skip: int) -> Iterator[pa.RecordBatch]:
+    """The file's rows but the first `skip`."""
+    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS):
+        left_out = min(skip, len(batch))
+        skip -= left_out
+        if left_out < len(batch):
+            yield batch.slice(left_out)
 
 
 def rows_in(path: Path) -> int:

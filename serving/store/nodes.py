@@ -11,8 +11,7 @@ rest must not answer the next caller.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -28,6 +27,7 @@ from redis.exceptions import (
     MasterDownError,
     MovedError,
     ReadOnlyError,
+    RedisError,
     ResponseError,
     TryAgainError,
 )
@@ -37,16 +37,24 @@ Command = tuple[Any, ...]
 """Name and arguments (str, bytes, int); the key is the first argument, of EVALSHA the third, of XREAD the last but one."""
 
 MULTIPLE_KEYS = "MGET"
+REPLICATION_MS = 1000
 _KEY_AT = {"EVALSHA": 3, "XREAD": -2, "XREADGROUP": -2, "XGROUP": 2, "XINFO": 2}
 _ELSEWHERE = (MovedError, AskError, ClusterDownError, MasterDownError, TryAgainError, ReadOnlyError)
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 
+class ReplicasMissing(RedisError):
+    """A write that too few replicas have."""
+
+
 class Nodes(Protocol):
     """One server or several, addressed by key."""
 
-    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Replies of `commands`, sent together. Raises `RedisError` or `OSError` when a server cannot be reached."""
+    async def exchange(self, commands: Sequence[Command], replicas: int = 0) -> list[Any]:
+        """Replies of `commands`, sent together. Raises `RedisError` or `OSError` when a server cannot be reached.
+
+        With `replicas`, also when fewer replicas than that have what was written (`WAIT`).
+        """
         ...
 
     async def on_every_node(self, *command: Any) -> list[Any]:
@@ -83,24 +91,33 @@ def open_nodes(url: str, *, max_connections: int, timeout_s: float) -> Nodes:
 
 
 class OneNode:
-    """A single server, or the primary that Sentinels name; `max_connections` in use, further calls wait for one."""
+    """A single server, or the primary that Sentinels name; `max_connections` in use, further calls wait for one.
+
+    Keeps its connections itself: redis-py's pool locks, and looks for unread data, before every use.
+    """
 
     def __init__(self, pool: ConnectionPool, max_connections: int) -> None:
         self._pool, self._free = pool, asyncio.Semaphore(max_connections)
+        self._idle: list[Any] = []
 
-    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+    async def exchange(self, commands: Sequence[Command], replicas: int = 0) -> list[Any]:
         """See `Nodes`."""
         packed = pack_commands(commands)
-        for last_try in (False, True):
+        async with self._free:
+            connection = self._idle.pop() if self._idle else self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
-                async with self._connection() as connection:
-                    replies = await _round_trip(connection, packed, len(commands))
+                for last_try in (False, True):
+                    try:
+                        replies = await _round_trip(connection, packed, len(commands), replicas)
+                    except (RedisConnectionError, OSError):
+                        if last_try:  # once more at once covers a connection that the server has closed meanwhile
+                            raise
+                        continue
                     if last_try or not any(isinstance(reply, ReadOnlyError) for reply in replies):
                         return replies
-                    await self._pool.disconnect()  # the primary has become a replica: ask who is the primary now
-            except (RedisConnectionError, OSError):
-                if last_try:  # once more at once covers a pooled connection that the server has closed meanwhile
-                    raise
+                    await self._disconnect(connection)  # the primary has become a replica: ask who is the primary now
+            finally:
+                self._idle.append(connection)
         raise AssertionError("unreachable")
 
     async def on_every_node(self, *command: Any) -> list[Any]:
@@ -113,16 +130,12 @@ class OneNode:
 
     async def close(self) -> None:
         """See `Nodes`."""
+        await self._disconnect()
         await self._pool.aclose()
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AbstractConnection]:
-        async with self._free:
-            connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-            try:
-                yield connection
-            finally:
-                await self._pool.release(connection)
+    async def _disconnect(self, *others: Any) -> None:
+        for connection in (*self._idle, *others):
+            await connection.disconnect(nowait=True)
 
 
 class ClusterNodes:
@@ -142,7 +155,7 @@ class ClusterNodes:
         )
         self._ready = False
 
-    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+    async def exchange(self, commands: Sequence[Command], replicas: int = 0) -> list[Any]:
         """See `Nodes`; MGET is cut into one GET per key."""
         single: list[tuple[Command, str | bytes]] = []
         for command in commands:
@@ -154,7 +167,7 @@ class ClusterNodes:
         waiting = list(range(len(single)))
         for last_try in (False, True):
             await self._initialize(again=last_try)
-            waiting = await self._send(single, waiting, replies, last_try)
+            waiting = await self._send(single, waiting, replies, replicas, last_try)
             if not waiting:
                 break
         whole, at = [], 0
@@ -193,7 +206,12 @@ class ClusterNodes:
             await self._cluster.nodes_manager.initialize()
 
     async def _send(
-        self, single: Sequence[tuple[Command, str | bytes]], numbers: Sequence[int], replies: list[Any], last_try: bool
+        self,
+        single: Sequence[tuple[Command, str | bytes]],
+        numbers: Sequence[int],
+        replies: list[Any],
+        replicas: int,
+        last_try: bool,
     ) -> list[int]:
         """Fill in the replies of `numbers`; returns those that are to be sent again to the new topology."""
         by_node: dict[ClusterNode, list[int]] = {}
@@ -206,14 +224,14 @@ class ClusterNodes:
 
         async def on(node: ClusterNode, own: Sequence[int]) -> None:
             try:
-                found = await self._on(node, pack_commands([single[number][0] for number in own]), len(own))
+                found = await self._on(node, pack_commands([single[number][0] for number in own]), len(own), replicas)
             except (RedisConnectionError, OSError) as error:
                 errors.append(error)
                 again.extend(own)
                 return
             for number, reply in zip(own, found, strict=True):
                 if isinstance(reply, AskError):  # the slot is on its way: this key is there already
-                    reply = await self._asking(reply, single[number][0])
+                    reply = await self._asking(reply, single[number][0], replicas)
                 if isinstance(reply, _ELSEWHERE) and not last_try:
                     again.append(number)
                 else:
@@ -226,31 +244,36 @@ class ClusterNodes:
             raise errors[0]
         return again
 
-    async def _asking(self, error: AskError, command: Command) -> Any:
+    async def _asking(self, error: AskError, command: Command, replicas: int) -> Any:
         node = self._cluster.get_node(host=error.host, port=error.port)
         if node is None:
             return error
-        return (await self._on(node, pack_commands([("ASKING",), command]), 2))[1]
+        return (await self._on(node, pack_commands([("ASKING",), command]), 2, replicas))[1]
 
-    async def _on(self, node: ClusterNode, packed: bytes, count: int) -> list[Any]:
+    async def _on(self, node: ClusterNode, packed: bytes, count: int, replicas: int = 0) -> list[Any]:
         connection = node.acquire_connection()
         try:
-            return await _round_trip(connection, packed, count)
+            return await _round_trip(connection, packed, count, replicas)
         finally:
             node.release(connection)
 
 
-async def _round_trip(connection: Any, packed: bytes, count: int) -> list[Any]:
+async def _round_trip(connection: Any, packed: bytes, count: int, replicas: int = 0) -> list[Any]:
     """`count` replies; closes the connection unless all of them have been read."""
-    done = False
+    done, copies = False, 0
+    wait = pack_commands([("WAIT", replicas, REPLICATION_MS)]) if replicas else b""
     try:
-        await connection.send_packed_command(packed, check_health=False)
+        await connection.send_packed_command(packed + wait, check_health=False)
         replies = [await _reply(connection) for _ in range(count)]
+        if replicas:
+            copies = await connection.read_response()
         done = True
-        return replies
     finally:
         if not done:
             await connection.disconnect(nowait=True)
+    if copies < replicas:
+        raise ReplicasMissing(f"written, but {copies} of {replicas} replicas had it within {REPLICATION_MS} ms")
+    return replies
 
 
 async def _reply(connection: Any) -> Any:

@@ -50,6 +50,8 @@ class StoreStats:
 class RedisOptions:
     """`history_ttl_s`: life of a user's keys after their last event (0: for ever); `timeout_s`: of writes.
 
+    `replicas`: copies that must have an event or outcome before it is acknowledged (0: the primary alone).
+
     With `max_connections` in use further calls wait for one, inside their own time limit.
     """
 
@@ -58,6 +60,7 @@ class RedisOptions:
     timeout_s: float = 2.0
     max_outcomes: int = 1_000_000
     max_connections: int = 64
+    replicas: int = 0
 
 
 class RedisStore:
@@ -153,7 +156,7 @@ class RedisStore:
         """See `FeatureStore`."""
         limit = self.options.max_outcomes
         commands = [("XADD", self.keys.outcomes, "MAXLEN", "~", limit, "*", "o", outcome) for outcome in outcomes]
-        await self._write(commands, self.options.timeout_s, "append outcomes")
+        await self._write(commands, self.options.timeout_s, "append outcomes", self.options.replicas)
 
     async def read_outcomes(self, after: str, count: int, block_ms: int) -> list[tuple[str, bytes]]:
         """See `FeatureStore`."""
@@ -189,11 +192,11 @@ class RedisStore:
     async def _run_appends(self, calls: Sequence[tuple[list[str], list[Any]]]) -> list[list[int]]:
         """All users' scripts in one pipeline; loads the script and repeats when a server does not know it."""
         commands = [("EVALSHA", self._sha, len(keys), *keys, *arguments) for keys, arguments in calls]
-        replies = await self.nodes.exchange(commands)
+        replies = await self.nodes.exchange(commands, self.options.replicas)
         if any(isinstance(reply, NoScriptError) for reply in replies):
             await self.nodes.on_every_node("SCRIPT", "LOAD", self._script)
             # Users whose script did run are deduplicated by event id.
-            replies = await self.nodes.exchange(commands)
+            replies = await self.nodes.exchange(commands, self.options.replicas)
         for reply in replies:
             if isinstance(reply, RedisError):
                 raise reply
@@ -219,9 +222,9 @@ class RedisStore:
             commands = [("SET", name, data[i * width : (i + 1) * width]) for i, name in enumerate(part, start)]
             await self._write(commands, max(self.options.timeout_s, 10.0), "put records")
 
-    async def _write(self, commands: Sequence[Command], timeout_s: float, what: str) -> list[Any]:
+    async def _write(self, commands: Sequence[Command], timeout_s: float, what: str, replicas: int = 0) -> list[Any]:
         """Replies of commands of which none may fail."""
-        replies = await self._guard(self.nodes.exchange(commands), timeout_s, what)
+        replies = await self._guard(self.nodes.exchange(commands, replicas), timeout_s, what)
         self._raise_first(replies, what)
         return replies
 

@@ -420,6 +420,62 @@ def test_full_queue_refuses_with_advice_and_spent_deadlines_at_once(play: Any) -
     play(scenario)
 
 
+def test_what_one_replica_has_acknowledged_another_reads(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        (one, _), (other, _) = await world.ranker(), await world.ranker()
+
+        async def visit(user: str) -> None:
+            for number in range(10):
+                writer, reader = (one, other) if number % 2 else (other, one)
+                recorded = await writer.record_events([click(world.schema, user, number + 1, f"{user}-{number}")])
+                asked = request(world.schema, user, [1, 2, 3], min_version=recorded.versions[user])
+                result = await reader.rank(asked)
+                assert (result.rung, result.history_length) == (Rung.FULL, number + 1)
+
+        await asyncio.gather(*(visit(f"visitor{i}") for i in range(10)))
+
+    play(scenario)
+
+
+def test_a_forgotten_user_starts_anew(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, _ = await world.ranker()
+        await ranker.record_events([click(world.schema, "una", 1, "una-1")])
+        before = await ranker.rank(request(world.schema, "una", [1, 2, 3]))
+        assert before.history_length == 1
+        assert await ranker.forget_user("una")
+        assert ranker._states.newest_of("una") is None
+        after = await ranker.rank(request(world.schema, "una", [1, 2, 3]))
+        assert (after.history_length, after.user_state_cached, after.rung) == (0, False, Rung.FULL)
+        assert not await ranker.forget_user("una")
+
+    play(scenario)
+
+
+def test_changed_item_features_are_read_again_and_stale_ones_in_the_background(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, recorder = await world.ranker(OPTIONS.model_copy(update={"item_ttl_s": 0.05, "item_stale_s": 30.0}))
+        items = list(range(1, 9))
+
+        async def misses() -> int:
+            before = recorder.counts["item miss"]
+            await ranker.rank(request(world.schema, "vic", items))
+            return recorder.counts["item miss"] - before
+
+        assert await misses() == len(items)
+        assert await misses() == 0
+        await asyncio.sleep(0.06)
+        assert await misses() == 0, "stale rows still serve"
+        while ranker._reader._refresh is not None:
+            await asyncio.sleep(0.001)
+        ranker.items_changed(np.array([3, 4]))
+        assert await misses() == 2
+        ranker.items_changed(None)
+        assert await misses() == len(items)
+
+    play(scenario)
+
+
 def test_lower_priorities_are_refused_first(play: Any) -> None:
     async def scenario(world: World) -> None:
         engine = Gated(world.engine)

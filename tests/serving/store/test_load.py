@@ -14,6 +14,7 @@ from store_fixtures import SCHEMA, embedded
 
 from model.records import FieldError
 from serving.store.load import STORED_BEFORE, LoadReport, load_events, load_items, load_users
+from serving.store.load_journal import LoadJournal
 from serving.store.open import open_store
 from serving.store.redis_store import RedisStore
 
@@ -122,5 +123,71 @@ def test_a_missing_column_is_explained(url: str, tmp_path: Path) -> None:
     async def scenario(store: RedisStore) -> None:
         with pytest.raises(FieldError, match=r"items\.parquet: item_id: expected a column, found columns id"):
             await load_items(store, SCHEMA, tmp_path / "items.parquet")
+
+    run(url, scenario)
+
+
+class Interrupted(Exception):
+    """Somebody has pulled the plug."""
+
+
+def test_an_interrupted_load_goes_on_where_it_stopped(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.store.load.BATCH_ROWS", 100)
+    path = tmp_path / "items.parquet"
+    pq.write_table(pa.table({"item_id": np.arange(5000, 5950), "price": np.ones(950), "genres": [["a"]] * 950}), path)
+    journal = LoadJournal(path, "somewhere")
+    assert journal.resume() == 0
+
+    def until_300(rows: int) -> None:
+        journal.advance(rows)
+        if journal.resume() == 300:
+            raise Interrupted
+
+    async def scenario(store: RedisStore) -> None:
+        with pytest.raises(Interrupted):
+            await load_items(store, SCHEMA, path, until_300)
+        assert LoadJournal(path, "elsewhere").resume() == 0, "of another store nothing is known"
+        again = LoadJournal(path, "somewhere")
+        report = await load_items(store, SCHEMA, path, again.advance, again.resume())
+        assert report.loaded == 650
+        assert again.resume() == 950
+        assert (await store.read_rank_inputs("ann", np.arange(5000, 5950), 5.0)).items_found.all()
+        again.done()
+        assert LoadJournal(path, "somewhere").resume() == 0
+
+    run(url, scenario)
+    LoadJournal(path, "somewhere").advance(10)
+    pq.write_table(pa.table({"item_id": [1]}), path)
+    assert LoadJournal(path, "somewhere").resume() == 0, "the table is another one"
+
+
+def test_events_can_be_resumed_in_the_order_of_arrival(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.store.load.EVENT_ROWS", 4)
+    path, count = tmp_path / "events.parquet", 12
+    columns = {
+        "event_id": [f"r{i}" for i in range(count)],
+        "user_id": ["resumed"] * 6 + [None] + ["resumed"] * 5,
+        "type": ["click"] * count,
+        "item_id": np.arange(count),
+        "time_ms": np.arange(count)[::-1],
+        "arrival_ms": np.arange(count)[::-1],
+        "click.dwell": np.ones(count, np.float32),
+    }
+    pq.write_table(pa.table(columns), path)
+    done: list[int] = []
+
+    async def scenario(store: RedisStore) -> None:
+        def two_steps(rows: int) -> None:
+            done.append(rows)
+            if len(done) == 2:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            await load_events(store, SCHEMA, path, two_steps)
+        assert done == [1, 4], "the row without a user, and the first events"
+        report = await load_events(store, SCHEMA, path, skip=sum(done))
+        assert report.loaded == 7
+        read = await store.read_rank_inputs("resumed", NO_ITEMS, 1.0)
+        assert read.histories["click"]["item"].tolist() == [i for i in range(count)[::-1] if i != 6]
 
     run(url, scenario)
