@@ -128,7 +128,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         )
         ranker = Ranker(artifact, engine, store, config.core_options, metrics, frontier)
         stack.push_async_callback(ranker.close)
-        changes = ItemChanges(store.nodes, store.keys.items, ranker.items_changed)
+        changes = ItemChanges(store.nodes, store.keys.items, ranker)
         metrics.warms_up(lambda: ranker.cold_shapes)
         metrics.tracks_items(lambda: changes.is_live)
         await stack.enter_async_context(_in_background(changes.run(), "tracking of item features"))

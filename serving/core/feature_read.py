@@ -91,7 +91,7 @@ class FeatureReader:
                 break  # what was read before is better than nothing
             inputs = again
         if isinstance(inputs, str):
-            items[absent] = self._host.encode_items(missing, missing_records(self._item_dtype, len(missing)))
+            items[absent] = self._last_known(missing)
             return self._nobody(inputs), items
         if len(missing):
             items[absent] = found = self._encode(missing, inputs.items)
@@ -99,8 +99,18 @@ class FeatureReader:
         return self._view(inputs, now_ms), items
 
     def items_changed(self, keys: NDArray[np.int64] | None) -> None:
-        """Item features of `keys` (None: any) have changed in the store."""
+        """Item features of `keys` (None: of all items) have changed in the store."""
         self._near.forget(keys)
+
+    def items_doubted(self) -> None:
+        """Changes of item features in the store may have been missed."""
+        self._near.doubt()
+
+    def _last_known(self, keys: NDArray[np.int64]) -> ItemRows:
+        """Rows of items that cannot be read: however old, else without features."""
+        rows, known = self._near.last_known(keys)
+        rows[~known] = self._host.encode_items(keys[~known], missing_records(self._item_dtype, int((~known).sum())))
+        return rows
 
     def _encode(self, keys: NDArray[np.int64], records: Records) -> ItemRows:
         for feature, count in missing_values(records).items():

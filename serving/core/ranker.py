@@ -159,8 +159,12 @@ class Ranker:
         return deleted
 
     def items_changed(self, keys: NDArray[np.int64] | None) -> None:
-        """Item features of `keys` (None: any) have changed in the store."""
+        """Item features of `keys` (None: of all items) have changed in the store."""
         self._reader.items_changed(keys)
+
+    def items_doubted(self) -> None:
+        """Changes of item features in the store may have been missed."""
+        self._reader.items_doubted()
 
     def refusal(self, deadline: float, priority: Priority = Priority.NORMAL) -> Overloaded | None:
         """Why a request that must be answered by `deadline` would be refused at once, before more is known of it."""

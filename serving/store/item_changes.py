@@ -2,7 +2,7 @@
 
 One RESP3 connection per primary with broadcasting ``CLIENT TRACKING`` of the items' prefix: the server
 names every key under it that anybody writes, expires or deletes. While a connection is away nothing is
-known to be current: the listener is told to forget everything, when tracking is lost and when it is back.
+known to be current: the listener is told to doubt everything, when tracking is lost and when it is back.
 A connection that has been silent is asked for a sign of life, so a frozen server or a dead link shows.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,8 +25,17 @@ SILENCE_S = 1.0
 RETRY_S = 0.2
 _LOG = logging.getLogger(__name__)
 
-Listener = Callable[[NDArray[np.int64] | None], None]
-"""Told of item keys [N] that have changed; None: any may have."""
+
+class Listener(Protocol):
+    """Who keeps item features."""
+
+    def items_changed(self, keys: NDArray[np.int64] | None) -> None:
+        """Features of `keys` [N] (None: of all items) have changed."""
+        ...
+
+    def items_doubted(self) -> None:
+        """Changes may have been missed."""
+        ...
 
 
 class TracksKeys(Protocol):
@@ -52,7 +61,7 @@ class ItemChanges:
             except (RedisError, OSError, TimeoutError) as error:
                 if self.is_live:
                     _LOG.warning(
-                        "tracking of item features is lost (%s); near caches start empty", error or type(error).__name__
+                        "tracking of item features is lost (%s); near caches are in doubt", error or type(error).__name__
                     )
             finally:
                 self._lost()
@@ -61,7 +70,7 @@ class ItemChanges:
     def _lost(self) -> None:
         if self.is_live:
             self.is_live = False
-            self._listener(None)
+            self._listener.items_doubted()
 
     async def _listen(self) -> None:
         async with asyncio.timeout(2 * SILENCE_S):
@@ -69,7 +78,7 @@ class ItemChanges:
         try:
             async with asyncio.timeout(2 * SILENCE_S):
                 await asyncio.gather(*map(self._subscribe, connections))
-            self._listener(None)  # what was read before is not covered
+            self._listener.items_doubted()  # what was read before is not covered
             self.is_live = True
             await _first_to_end([self._hear(connection) for connection in connections])
         finally:
@@ -100,10 +109,10 @@ class ItemChanges:
         """A push: ``[b"invalidate", [key, …]]``, or None in place of the keys when the database was flushed."""
         names = message[1]
         if names is None:
-            self._listener(None)
+            self._listener.items_changed(None)
         else:
             tails = [name[len(self._prefix) :] for name in names]
-            self._listener(np.array([int(tail) for tail in tails if tail.lstrip(b"-").isdigit()], np.int64))
+            self._listener.items_changed(np.array([int(tail) for tail in tails if tail.lstrip(b"-").isdigit()], np.int64))
         return True
 
 

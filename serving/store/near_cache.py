@@ -5,7 +5,8 @@ One owner (the event loop), no locks. A row holds whatever its owner has made of
 dict reads and one fancy index. Slot 0 holds nothing, is expired for ever, and stands for every key
 that is not cached. Eviction is CLOCK (second chance).
 
-A row that has outlived its time is *stale* for a while: still good for an answer, due to be read again.
+A row that has outlived its time is *stale* for a while: still good for an answer, due to be read again. So is every
+row that is in doubt. While the store does not answer, the last known row will do, however old (`last_known`).
 A row that is said to have changed (`forget`) is gone at once, and so is what a read that began before
 would insert: `mark` when the read begins, and hand the mark to `insert`.
 """
@@ -61,6 +62,11 @@ class NearCache:
         absent = overdue >= self._stale_s
         return self._rows.take(slots), absent, (overdue >= 0) & ~absent
 
+    def last_known(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+        """Rows [N] whatever their age, and which keys have one [N]; what has changed since it was read has none."""
+        slots = np.fromiter(map(self._slots.get, keys.tolist(), repeat(0)), np.int64, len(keys))
+        return self._rows.take(slots), self._expires[slots] > -np.inf
+
     def mark(self) -> int:
         """The present, for `insert`: changes that are heard of from now on."""
         return self._changes
@@ -74,6 +80,10 @@ class NearCache:
             keys, rows = keys[current], rows[current]
         slots = [self._slot(key) for key in keys.tolist()]  # one that is evicted again at once is there twice; the last counts
         self._rows[slots], self._expires[slots] = rows, self._clock() + self._ttl_s
+
+    def doubt(self) -> None:
+        """Any row may have changed: all are stale from now on."""
+        np.minimum(self._expires, self._clock(), out=self._expires)
 
     def forget(self, keys: NDArray[np.int64] | None) -> None:
         """These keys (None: all) have changed."""

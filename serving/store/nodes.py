@@ -263,6 +263,8 @@ async def _round_trip(connection: Any, packed: bytes, count: int, replicas: int 
     done, copies = False, 0
     wait = pack_commands([("WAIT", replicas, REPLICATION_MS)]) if replicas else b""
     try:
+        if not connection.is_connected:
+            await connection.connect()  # here, since it is this that asks the Sentinels for the primary
         await connection.send_packed_command(packed + wait, check_health=False)
         replies = [await _reply(connection) for _ in range(count)]
         if replicas:

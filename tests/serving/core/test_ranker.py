@@ -53,6 +53,8 @@ class World:
         ranker = Ranker(self.artifact, engine or self.engine, store or self.store, options, recorder)
         await ranker.start()
         self._stack.push_async_callback(ranker.close)
+        if isinstance(engine, Gated):
+            self._stack.callback(engine.gate.set)  # first: a scenario that fails must not wait for its own gate
         return ranker, recorder
 
 
@@ -485,8 +487,10 @@ def test_lower_priorities_are_refused_first(play: Any) -> None:
         engine.gate.clear()
         waiting = [asyncio.create_task(ranker.rank(request(world.schema, "pat", ALL, budget_s=60.0))) for _ in range(40)]
         [slot] = ranker._scheduler._dispatcher._slots
-        while len(slot.held) < 2 or recorder.depth < 40 - sum(len(held.batch.pieces) for held in slot.held):
-            await asyncio.sleep(0)  # until one batch runs, one was handed ahead, and all others wait
+        while not engine.waiting or len(slot.held) < 2 or recorder.depth < 40 - sum(len(h.batch.pieces) for h in slot.held):
+            await asyncio.sleep(0.001)  # until one batch runs, one was handed ahead, and all others wait
+        ranker._host_time.stop()
+        ranker._host_time.lag_s = ranker._host_time.per_request_s = 0.0  # the loop's own queue is not what this is about
         for share, expected in (
             (0.4, set()),
             (0.6, {Priority.LOW}),
@@ -530,18 +534,21 @@ class Gated:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.name, self.precision, self.device_peak_flops = engine.name, engine.precision, engine.device_peak_flops
+        self.waiting = 0  # runs that stand before the gate
         self.gate = threading.Event()
         self.gate.set()
 
     def open_session(self) -> Session:
-        session, gate = self._engine.open_session(), self.gate
+        session, outer = self._engine.open_session(), self
 
         class GatedSession:
             def prepare(self, graph: str, inputs: Tensors) -> None:
                 session.prepare(graph, inputs)
 
             def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
-                assert gate.wait(30)
+                outer.waiting += 1
+                assert outer.gate.wait(30)
+                outer.waiting -= 1
                 return session.run(graph, inputs)
 
         return GatedSession()
@@ -565,10 +572,17 @@ def test_cancelled_ranks_are_neither_scored_nor_waited_for(play: Any) -> None:
         scored = recorder.rows(SCORE_CANDIDATES)
         engine.gate.clear()
         patient = request(world.schema, "mo", ALL, budget_s=60.0)  # nobody is degraded, however slow this machine is
-        tasks = [asyncio.create_task(ranker.rank(patient)) for _ in range(40)]
         [slot] = ranker._scheduler._dispatcher._slots
-        while len(slot.held) < 2 or recorder.depth < 40 - sum(len(held.batch.pieces) for held in slot.held):
-            await asyncio.sleep(0)  # until one batch runs, one was handed ahead, and all others wait
+
+        def submitted() -> int:
+            return recorder.depth + sum(len(held.batch.pieces) for held in slot.held)
+
+        tasks = [asyncio.create_task(ranker.rank(patient)) for _ in range(39)]
+        while not engine.waiting or len(slot.held) < 2 or submitted() < 39:
+            await asyncio.sleep(0.001)  # until one batch runs, one was handed ahead, and all others wait
+        tasks.append(asyncio.create_task(ranker.rank(patient)))  # the last of all
+        while submitted() < 40:
+            await asyncio.sleep(0.001)
         wait_s = ranker._scheduler.drain_s()
         for task in tasks[:-1]:
             task.cancel()

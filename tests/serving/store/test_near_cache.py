@@ -77,6 +77,23 @@ def test_what_has_changed_is_gone_and_reads_that_began_before_are_not_believed()
     assert not cache.lookup(keys)[1].any()
 
 
+def test_rows_in_doubt_are_stale_and_the_last_known_row_never_ages() -> None:
+    now = [0.0]
+    cache = NearCache(DTYPE, 1 << 20, 10.0, 5.0, clock=lambda: now[0])
+    keys = np.array([1, 2, 3])
+    cache.insert(keys[:2], priced([1.0, 2.0]), cache.mark())
+    now[0] = 1.0
+    cache.doubt()
+    _, absent, stale = cache.lookup(keys)
+    assert (absent.tolist(), stale.tolist()) == ([False, False, True], [True, True, False])
+    now[0] = 1e6
+    assert cache.lookup(keys)[1].all()
+    cache.forget(np.array([2]))
+    rows, known = cache.last_known(keys)
+    assert known.tolist() == [True, False, False]
+    assert rows["price"][0] == 1.0
+
+
 def test_more_changes_than_can_be_remembered_disturb_reads_under_way_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.store.near_cache._MOST_CHANGES", 3)
     cache = NearCache(DTYPE, 1 << 20, 10.0)
