@@ -160,9 +160,10 @@ def _scores(bench: Bench, replay: Replay, order: np.ndarray, threads: int) -> di
 
 
 def _reads(store: redis.Redis) -> tuple[int, int]:
-    """Reads the server processed, and how many of them were the outcome consumer's."""
+    """Reads the server processed, and how many of them were none of a Rank: the outcome consumer's, and signs of life."""
     info = store.info("everything")  # one read, so that two counts differ by one besides what was measured
-    return int(info["total_reads_processed"]), int(info.get("cmdstat_xread", {"calls": 0})["calls"])
+    others = sum(int(info.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("xread", "ping"))
+    return int(info["total_reads_processed"]), others
 
 
 EXACTNESS = (
