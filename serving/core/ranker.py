@@ -297,7 +297,7 @@ class Ranker:
         if self.options.degrade:
             return self._ladder.choose(costs, wait_s, budget_s, SHARES[Priority.NORMAL] / SHARES[request.priority])
         full = costs.encode.get(1.0, 0.0) + scheduler.score_s(candidates)
-        if wait_s > 0 and wait_s + full > SHARES[request.priority] * budget_s:
+        if wait_s > 0 and wait_s + full > budget_s:  # it was admitted with time to spare; only what has become hopeless goes
             raise overloaded(wait_s)
         return Way(full)
 
