@@ -180,13 +180,13 @@ class Ranker:
     def _admit(self, request: RankRequest) -> None:
         if not self._accepting:
             raise Unready("the server is starting or stopping")
+        now, candidates = time.monotonic(), len(request.candidates)
+        if now >= request.deadline:
+            raise DeadlineExpired(f"deadline: 0.0 ms left cannot suffice for {candidates} candidate(s)")
         if (refusal := self.refusal(request.deadline, request.priority)) is not None:
             raise refusal
-        now, candidates = time.monotonic(), len(request.candidates)
         if not self.options.degrade:
             self._scheduler.admit(candidates, request.deadline, now, SHARES[request.priority])
-        elif now >= request.deadline:
-            raise DeadlineExpired(f"deadline: 0.0 ms left cannot suffice for {candidates} candidate(s)")
 
     async def _rank(self, request: RankRequest) -> RankResult:
         started = time.monotonic()
