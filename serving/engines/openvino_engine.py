@@ -49,8 +49,8 @@ _Key = tuple[str, _Shapes]
 class OpenVinoSession:
     """One execution context of both graphs; used by one thread at a time."""
 
-    def __init__(self, models: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        self._models, self._settings = models, settings
+    def __init__(self, models: Mapping[str, Any], settings: Mapping[str, Any], cloning: threading.Lock) -> None:
+        self._models, self._settings, self._cloning = models, settings, cloning
         self._compiled: dict[_Key, Any] = {}
         self._compiling = threading.Lock()
         self._requests: dict[_Key, tuple[Any, list[str]]] = {}
@@ -78,9 +78,9 @@ class OpenVinoSession:
             return found
         with self._compiling:
             if key not in self._compiled:
-                model = self._models[graph]
+                with self._cloning:  # sessions share the graphs they clone, and nothing else
+                    model = self._models[graph].clone()
                 if graph in PER_SHAPE:
-                    model = model.clone()
                     model.reshape({name: list(shape) for name, shape in shapes})
                 self._compiled[key] = ov.Core().compile_model(model, "CPU", self._settings)
             return self._compiled[key]
@@ -97,6 +97,7 @@ class OpenVinoEngine:
 
     def __init__(self, directory: Path, *, precision: str, threads: int, device_peak_flops: float) -> None:
         self.entry, self.precision, self.threads, self.device_peak_flops = directory, precision, threads, device_peak_flops
+        self._cloning = threading.Lock()
         core = ov.Core()
         self._models = {graph: core.read_model(directory / f"{graph}.xml") for graph in GRAPHS}
 
@@ -104,7 +105,7 @@ class OpenVinoEngine:
         """Sessions share nothing that is compiled and run in parallel; graphs are compiled at their first use."""
         if not self._models:
             raise RuntimeError("the engine is closed")
-        return OpenVinoSession(self._models, cpu_settings(self.precision, self.threads))
+        return OpenVinoSession(self._models, cpu_settings(self.precision, self.threads), self._cloning)
 
     def close(self) -> None:
         """Drop the graphs; sessions free their memory when they are dropped."""
