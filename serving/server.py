@@ -139,10 +139,11 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         guard.refusal, guard.refused = ranker.refusal, metrics.refused
         server = open_grpc_server(config, guard)
         rank_messages = RankMessages(schema, manifest.model, manifest.version)
+        event_messages = EventMessages(schema)
         _add_services(
             server,
             RankerService(ranker, rank_messages, signer, guard, config.default_deadline_ms / 1000),
-            EventsService(ranker, EventMessages(schema), metrics),
+            EventsService(ranker, event_messages, metrics),
             FeaturesService(store, ranker, schema),
             FeedbackService(store, OutcomeMessages(schema, signer), metrics),
         )
@@ -157,7 +158,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         await ranker.start()
         if config.ingest is not None:
             source = RedisStreamSource(config.ingest.url or store.url, config.ingest.stream, config.ingest.group)
-            ingestion = Ingestion(source, EventMessages(schema), ranker, metrics)
+            ingestion = Ingestion(source, event_messages, ranker, metrics)
             await stack.enter_async_context(_in_background(ingestion.run(), "ingestion"))
         gc.collect()
         gc.freeze()

@@ -6,8 +6,13 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 SEED = int(os.environ.get("KUNLUN_TEST_SEED", "20261123"))
+
+settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
+settings.register_profile("random", print_blob=True)  # make fuzz
+settings.load_profile("repeatable")
 
 
 def pytest_report_header() -> str:

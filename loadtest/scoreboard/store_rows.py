@@ -94,7 +94,9 @@ def _torment(store: StoreProcess, outages: list[tuple[float, float]]) -> None:
             time.sleep(DOWN_S)
             store.start()
         else:
-            store.freeze(FROZEN_S)
+            store.freeze()
+            time.sleep(FROZEN_S)
+            store.thaw()
         outages.append((down, time.monotonic()))
     time.sleep(CALM_S)
 

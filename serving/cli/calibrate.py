@@ -10,9 +10,10 @@ from pathlib import Path
 from kunlun.cli import Command, UsageError
 from model.artifact import ArtifactError, open_artifact
 from model.cli.console import note
+from model.config import save_json
 from serving.config import available_cpus
 from serving.engines.cache import default_cache
-from serving.tuning.calibrate_slots import calibrate, calibration_path, save_calibration
+from serving.tuning.calibrate_slots import calibrate, calibration_path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"kunlun calibrate: {error}", file=sys.stderr)
         return 1
     path = calibration_path(cache, artifact)
-    save_calibration(found, path)
+    save_json(found, path)
     if arguments.json:
         print(json.dumps({"calibration": str(path), **found.model_dump(mode="json")}))
         return 0

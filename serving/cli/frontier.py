@@ -12,9 +12,9 @@ import numpy as np
 from kunlun.cli import Command, UsageError
 from model.artifact import ArtifactError, open_artifact
 from model.cli.console import progress_bar
-from model.config import ConfigError
+from model.config import ConfigError, save_json
 from model.data.request_log import load_request_log
-from serving.core.frontier import Frontier, frontier_path, save_frontier
+from serving.core.frontier import Frontier, frontier_path
 from serving.core.options import CoreOptions
 from serving.engines.cache import default_cache
 from serving.engines.open import open_engine
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         measurement = FrontierMeasurement(artifact, engine, log, arguments.candidates)
         frontier = measurement.run(requests, lambda: bar.advance(task))
     path = frontier_path(engine.entry)
-    save_frontier(frontier, path)
+    save_json(frontier, path)
     print(json.dumps({"frontier": str(path), **frontier.model_dump(mode="json")}) if arguments.json else _text(frontier, path))
     return 0
 

@@ -7,7 +7,6 @@ engine is refused.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -48,13 +47,6 @@ class Frontier(StrictModel):
 def frontier_path(entry: Path) -> Path:
     """Beside the engine cache entry ``<cache>/<entry>``."""
     return entry.with_name(f"{entry.name}.frontier.json")
-
-
-def save_frontier(frontier: Frontier, path: Path) -> None:
-    """Written aside, then renamed."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(frontier.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def engine_key(entry: Path) -> str:

@@ -74,9 +74,9 @@ class ColumnReader:
         self._derived = {f.name: f.derived for f in every if f.derived is not None}
         self._floats = frozenset(floats)
 
-    def records(self, field: str, columns: Sequence[types_pb2.FeatureColumn]) -> Records:
-        """One record; features that were not sent are missing. Raises `InvalidField` or `FieldError`."""
-        records = missing_records(self.dtype, 1)
+    def records(self, field: str, columns: Sequence[types_pb2.FeatureColumn], rows: int = 1) -> Records:
+        """Whole records [rows]; features that were not sent are missing. Raises `InvalidField` or `FieldError`."""
+        records = missing_records(self.dtype, rows)
         for column in self._checked(field, columns):
             self._fill(records, column, f"{field}.{column.name}")
         return records

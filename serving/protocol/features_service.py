@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kunlun.v1 import features_pb2, features_pb2_grpc
-from model.records import Records, missing_records
+from model.records import Records
 from model.schema import Schema
 from serving.core.errors import InvalidField
 from serving.protocol.columns import ColumnReader, item_keys
@@ -48,7 +48,7 @@ class FeaturesService(features_pb2_grpc.FeaturesServicer):
     ) -> features_pb2.PutItemsResponse:
         """Store whole item records."""
         keys = item_keys("items", message.items, self._schema, MAX_RECORDS)
-        await self._store.put_items(keys, _records(self._items, message.features, len(keys)))
+        await self._store.put_items(keys, self._items.records("features", message.features, len(keys)))
         self._core.items_changed(keys)  # the store's own word comes a moment later
         return features_pb2.PutItemsResponse(stored=len(keys))
 
@@ -63,10 +63,5 @@ class FeaturesService(features_pb2_grpc.FeaturesServicer):
             check_text(f"user_ids[{at}]", user, MAX_USER_ID)
         if len(set(users)) < len(users):
             raise InvalidField("user_ids", "distinct users", f"{len(users) - len(set(users))} repeated")
-        await self._store.put_users(users, _records(self._users, message.features, len(users)))
+        await self._store.put_users(users, self._users.records("features", message.features, len(users)))
         return features_pb2.PutUsersResponse(stored=len(users))
-
-
-def _records(reader: ColumnReader, columns: Any, rows: int) -> Records:
-    sent, _ = reader.overrides("features", columns, rows)
-    return missing_records(reader.dtype, rows) if sent is None else sent.records

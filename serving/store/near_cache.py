@@ -20,7 +20,7 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
-_OVERHEAD_BYTES = 150
+OVERHEAD_BYTES = 150
 """Dict entry, boxed key and bookkeeping arrays per slot."""
 
 _MOST_CHANGES = 100_000
@@ -41,7 +41,7 @@ class NearCache:
         self._stale_s = stale_s
         self._changes, self._all_changed = 0, 0
         self._changed: dict[int, int] = {}
-        self.capacity = max(16, max_bytes // (dtype.itemsize + _OVERHEAD_BYTES))
+        self.capacity = max(16, max_bytes // (dtype.itemsize + OVERHEAD_BYTES))
         self._ttl_s, self._clock = ttl_s, clock
         self._slots: dict[int, int] = {}
         size = min(self.capacity, 1024) + 1

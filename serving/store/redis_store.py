@@ -197,9 +197,7 @@ class RedisStore:
             await self.nodes.on_every_node("SCRIPT", "LOAD", self._script)
             # Users whose script did run are deduplicated by event id.
             replies = await self.nodes.exchange(commands, self.options.replicas)
-        for reply in replies:
-            if isinstance(reply, RedisError):
-                raise reply
+        self._raise_first(replies, "record events")
         return replies
 
     def _append_call(

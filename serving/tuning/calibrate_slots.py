@@ -8,7 +8,6 @@ cache entries and used by a server whose `slots` and `threads_per_slot` are both
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,13 +79,6 @@ def calibrate(
 def calibration_path(cache: Path, artifact: Artifact) -> Path:
     """Beside the engines of the artifact."""
     return cache / f"{artifact.manifest.model}-{artifact.manifest.version}.slots.json"
-
-
-def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Written aside, then renamed."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(calibration.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def best_split(cache: Path, artifact: Artifact, *, precision: str, cpus: int) -> Split | None:

@@ -31,12 +31,13 @@ Step = st.tuples(
 
 
 class ItemStore:
-    """Items in a dict; remembers which record the last answer said of an item."""
+    """Items in a dict; remembers which record the last answer said of an item, to a Rank and behind one's back."""
 
     def __init__(self, host: HostFeatures) -> None:
         self._schema, self._dtype = host.schema, feature_dtype(host.schema.item_features)
         self._stored: dict[int, Records] = {}
         self.said: dict[int, Records] = {}
+        self.said_behind: dict[int, Records] = {}
         self.is_down = False
 
     def put(self, keys: Sequence[int], number: int) -> None:
@@ -48,15 +49,27 @@ class ItemStore:
                 record["popularity"] = number + key / 7
             self._stored[key] = record
 
-    async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
-        missing, keys = missing_records(self._dtype, 1), item_keys.tolist()
-        answer = {key: missing if self.is_down else self._stored.get(key, missing) for key in keys}
-        self.said |= answer
+    def _answer(self, keys: Sequence[int]) -> dict[int, Records]:
         if self.is_down:
             raise StoreUnavailable("store: down")
+        missing = missing_records(self._dtype, 1)
+        return {key: self._stored.get(key, missing) for key in keys}
+
+    def _items(self, answer: dict[int, Records]) -> tuple[Records, NDArray[np.bool_]]:
+        items = np.concatenate([missing_records(self._dtype, 0), *answer.values()])
+        return items, np.array([key in self._stored for key in answer], bool)
+
+    async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
+        answer = self._answer(item_keys.tolist())
+        self.said |= answer
         histories = {e.name: missing_records(event_dtype(e), 0) for e in self._schema.events}
-        items = np.concatenate([missing[:0], *answer.values()])
-        return RankInputs(None, histories, 0, items, np.array([key in self._stored for key in keys], bool))
+        return RankInputs(None, histories, 0, *self._items(answer))
+
+    async def read_items(self, item_keys: NDArray[np.int64], timeout_s: float) -> tuple[Records, NDArray[np.bool_]]:
+        """In the background: what it says counts from the next read on."""
+        answer = self._answer(item_keys.tolist())
+        self.said_behind |= answer
+        return self._items(answer)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +89,13 @@ def test_cached_rows_are_those_of_encoding_from_scratch(host: HostFeatures, step
             store.put(keys, number)
             continue
         store.is_down = what != "read"
+        known = reader._near.last_known(np.array(keys))[1]
         _, items = asyncio.run(reader.read("ann", np.array(keys), 0, 1e12))
-        records = np.concatenate([store.said[key] for key in keys])
+        missing = missing_records(feature_dtype(host.schema.item_features), 1)
+        is_said = known | (not store.is_down)
+        records = np.concatenate([store.said[key] if said else missing for key, said in zip(keys, is_said, strict=True)])
+        store.said |= store.said_behind
+        store.said_behind.clear()
         assert items[RECORD].tobytes() == records.tobytes()
         check_from_scratch(host, np.array(keys), records, items)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from model.artifact import ArtifactError
-from serving.core.frontier import default_frontier, frontier_path, load_frontier, save_frontier
+from model.config import save_json
+from serving.core.frontier import default_frontier, frontier_path, load_frontier
 
 
 def test_what_was_saved_is_loaded_for_the_same_artifact_and_engine_only(tmp_path: Path) -> None:
@@ -15,7 +16,7 @@ def test_what_was_saved_is_loaded_for_the_same_artifact_and_engine_only(tmp_path
     entry = tmp_path / "model-1-abc"
     path = frontier_path(entry)
     assert load_frontier(entry, "a") is None
-    save_frontier(measured, path)
+    save_json(measured, path)
     assert load_frontier(entry, "a") == measured
     with pytest.raises(ArtifactError, match="artifact_digest: expected b, found a; run `kunlun frontier` again"):
         load_frontier(entry, "b")

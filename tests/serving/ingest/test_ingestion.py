@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import redis
-from store_fixtures import SCHEMA
+from store_fixtures import SCHEMA, until
 
 from kunlun.v1 import events_pb2, types_pb2
 from loadtest.store_process import StoreProcess, store_process
@@ -164,14 +163,14 @@ def test_running_it_survives_the_store_and_reports_its_lag(server: StoreProcess)
         other = asyncio.create_task(ingestion("b").run())
         for number in range(50):
             client.xadd(STREAM, {"e": message(f"e{number}", f"u{number % 5}", number)})
-        await until(lambda: counts.stored == 50)
+        await until(lambda: counts.stored == 50, 20.0)
         server.kill()
         await asyncio.sleep(0.3)
         server.start()
         fresh = redis.Redis.from_url(server.url)
         for number in range(50, 60):
             fresh.xadd(STREAM, {"e": message(f"e{number}", f"u{number % 5}", number)})
-        await until(lambda: counts.stored == 60 and counts.lag == 0)
+        await until(lambda: counts.stored == 60 and counts.lag == 0, 20.0)
         for task in (running, other):
             task.cancel()
         await asyncio.gather(running, other, return_exceptions=True)
@@ -182,10 +181,3 @@ def test_running_it_survives_the_store_and_reports_its_lag(server: StoreProcess)
         fresh.close()
 
     play(server, scenario)
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -47,24 +48,40 @@ def event(event_id: str, user: str, item: int, time_ms: int, kind: str = "click"
 
 
 @contextmanager
-def debian_redis(directory: Path) -> Iterator[str]:
-    """Debian's redis-server on a Unix socket; skips the test when it is not installed."""
+def debian_server(directory: Path, *arguments: str, sentinel: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """Debian's redis-server in a directory of its own; skips the test when it is not installed."""
     binary = shutil.which("redis-server")
     if binary is None:
         pytest.skip("not verified here: redis-server is not installed (make system-deps)")
-    socket = directory / "r.sock"
-    arguments = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(directory)]
-    process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL)
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [binary, *arguments, "--dir", str(directory), "--logfile", "log", *(["--sentinel"] if sentinel else [])]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=directory)
     try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+
+
+@contextmanager
+def debian_redis(directory: Path) -> Iterator[str]:
+    """Debian's redis-server on a Unix socket."""
+    socket = directory / "r.sock"
+    with debian_server(directory, "--port", "0", "--unixsocket", str(socket), "--save", "") as process:
         deadline = time.monotonic() + 10
         while not socket.exists():
             assert process.poll() is None, "redis-server ended"
             assert time.monotonic() < deadline, "redis-server did not start"
             time.sleep(0.005)
         yield f"unix://{socket}"
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
+    """Wait for something that must come."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
 
 
 @contextmanager

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from store_fixtures import SCHEMA, cluster, debian_redis
+from store_fixtures import SCHEMA, cluster, debian_redis, until
 
 from loadtest.store_process import StoreProcess, store_process
 from model.records import feature_dtype
@@ -36,13 +33,6 @@ class Listener:
 
     def items_doubted(self) -> None:
         self.doubts += 1
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 async def put(store: RedisStore, *keys: int) -> None:
@@ -118,10 +108,9 @@ def test_a_server_that_falls_silent_is_noticed(tmp_path: Path, monkeypatch: pyte
         async def scenario(store: RedisStore, listener: Listener, changes: ItemChanges) -> None:
             await asyncio.sleep(0.5)
             assert changes.is_live, "a server with nothing to say is not taken for dead"
-            assert server._process is not None
-            os.kill(server._process.pid, signal.SIGSTOP)
+            server.freeze()
             await until(lambda: not changes.is_live)
-            os.kill(server._process.pid, signal.SIGCONT)
+            server.thaw()
             await until(lambda: changes.is_live)
 
         return scenario

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
-from store_fixtures import SCHEMA, cluster, event, free_ports
+from store_fixtures import SCHEMA, cluster, debian_server, event, free_ports
 
 from serving.core.errors import StoreUnavailable
 from serving.store.keys import version_key
@@ -25,21 +23,6 @@ from serving.store.open import open_store
 from serving.store.redis_store import RedisOptions, RedisStore
 
 NO_ITEMS = np.empty(0, np.int64)
-
-
-@contextmanager
-def debian_server(directory: Path, *arguments: str, sentinel: bool = False) -> Iterator[subprocess.Popen[bytes]]:
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("not verified here: redis-server is not installed (make system-deps)")
-    directory.mkdir(parents=True, exist_ok=True)
-    command = [binary, *arguments, "--dir", str(directory), "--logfile", "log", *(["--sentinel"] if sentinel else [])]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=directory)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(timeout=10)
 
 
 def answering(**where: object) -> redis.Redis:

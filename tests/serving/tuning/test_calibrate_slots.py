@@ -9,6 +9,7 @@ import pytest
 
 from kunlun.cli import main
 from model.artifact import Artifact
+from model.config import save_json
 from serving.config import ServerConfig
 from serving.server import _with_calibrated_slots
 from serving.tuning import calibrate_slots
@@ -19,7 +20,6 @@ from serving.tuning.calibrate_slots import (
     calibrate,
     calibration_path,
     even_splits,
-    save_calibration,
 )
 
 
@@ -55,9 +55,9 @@ def test_other_machines_and_artifacts_are_not_believed(artifact: Artifact, tmp_p
     path = calibration_path(tmp_path, artifact)
     found = calibrate_once(artifact, tmp_path)
     for field, value in (("device", "another"), ("artifact_digest", "0"), ("cpus", 3), ("precision", "bf16")):
-        save_calibration(found.model_copy(update={field: value}), path)
+        save_json(found.model_copy(update={field: value}), path)
         assert best_split(tmp_path, artifact, precision="f32", cpus=1) is None, field
-    save_calibration(found, path)
+    save_json(found, path)
     assert best_split(tmp_path, artifact, precision="f32", cpus=1) is not None
     path.write_text("{}")
     assert best_split(tmp_path, artifact, precision="f32", cpus=1) is None
