@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from model.features import FeatureLayout, GroupLayout
-from model.model_config import PRODUCT_WIDTH, ModelConfig, TowerConfig
+from model.model_config import PRODUCT_WIDTH, ModelConfig, TowerConfig, WukongConfig
 from model.schema import Schema
 
 FORMULA_VERSION = 1
@@ -125,7 +125,7 @@ class FlopModel:
                     yield "lift", linear(tower.n_tokens, tower.width, config.width)
                 else:
                     yield "self_attention", self_attention(lengths[event], self.caps[event], tower, executed)
-            yield "user_interaction", wukong(config, summary_tokens)
+            yield "user_interaction", wukong(config.user_interaction, config.user_tokens, config.width, summary_tokens)
             yield "state", state(config, config.user_tokens + summary_tokens)
 
     def _score_terms(self, requests: int, candidates: int, executed: bool) -> Iterator[tuple[str, float]]:
@@ -133,7 +133,11 @@ class FlopModel:
         flat, user = stream.tokens * stream.width, self.config.state_tokens * stream.width
         yield "item_tokens", linear(candidates, self.item_inputs, flat)
         yield "context_tokens", linear(requests, padded(self.context_inputs) if executed else self.context_inputs, flat)
-        yield "gated_units", self.config.layers * gated_unit(requests, candidates, flat, user, stream.hidden)
+        if stream.hidden is not None:
+            yield "gated_units", self.config.layers * gated_unit(requests, candidates, flat, user, stream.hidden)
+        if stream.wukong is not None:
+            expert = wukong(stream.wukong, stream.tokens, stream.width, self.config.state_tokens)
+            yield "candidate_interaction", self.config.layers * candidates * expert
         yield "head", linear(candidates, flat, stream.head_hidden) + linear(requests, user, stream.head_hidden)
         yield "head", linear(candidates, stream.head_hidden, self.tasks)
 
@@ -213,14 +217,13 @@ def executed_pairs(steps: int, cap: int, window: int) -> int:
     return -(-steps // window) * window * 3 * window
 
 
-def wukong(config: ModelConfig, summary_tokens: int) -> float:
-    """All experts of one layer: FM, its network, linear compression and residual."""
-    mix = config.user_interaction
-    out = config.user_tokens // mix.experts
+def wukong(mix: WukongConfig, tokens: int, width: int, summary_tokens: int) -> float:
+    """All experts of one layer over [tokens ‖ summary_tokens]: FM, its network, linear compression and residual."""
+    out = tokens // mix.experts
     inputs, fm = out + summary_tokens, (out + 1) // 2
-    expert = 4.0 * inputs * mix.fm_rank * config.width
-    expert += linear(1, inputs * mix.fm_rank, mix.hidden) + linear(1, mix.hidden, fm * config.width)
-    expert += 2.0 * ((out - fm) + out) * inputs * config.width
+    expert = 4.0 * inputs * mix.fm_rank * width
+    expert += linear(1, inputs * mix.fm_rank, mix.hidden) + linear(1, mix.hidden, fm * width)
+    expert += 2.0 * ((out - fm) + out) * inputs * width
     return mix.experts * expert
 
 

@@ -64,7 +64,7 @@ class TowerConfig(StrictModel):
 
 
 class WukongConfig(StrictModel):
-    """Global Interaction of the user stream: Wukong experts over a partition of the tokens."""
+    """Global Interaction by Wukong experts over a partition of the tokens; `hidden` is the FM network's."""
 
     experts: Positive
     fm_rank: Positive
@@ -72,12 +72,27 @@ class WukongConfig(StrictModel):
 
 
 class CandidateStreamConfig(StrictModel):
-    """The per-candidate stream in large-product form: gated (second-order) units over the flattened tokens."""
+    """The per-candidate stream; one of two interactions.
+
+    `hidden`: gated (second-order) units of that width over the flattened tokens, large products that engines run
+    near their peak. `wukong`: the paper's experts over tokens, small batched products; what it costs and gives
+    beside the other is in docs/benchmarking.md.
+    """
 
     tokens: Positive
     width: Positive
-    hidden: Positive
+    hidden: Positive | None = None
+    wukong: WukongConfig | None = None
     head_hidden: Positive
+
+    @model_validator(mode="after")
+    def _one_interaction(self) -> CandidateStreamConfig:
+        if (self.hidden is None) == (self.wukong is None):
+            found = "neither" if self.hidden is None else "both"
+            raise ValueError(f"expected hidden (gated units) or wukong (experts), found {found}")
+        if self.wukong is not None and self.tokens % self.wukong.experts:
+            raise ValueError(f"tokens {self.tokens} must be a multiple of wukong.experts {self.wukong.experts}")
+        return self
 
 
 class ModelConfig(StrictModel):

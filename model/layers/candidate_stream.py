@@ -1,12 +1,13 @@
 """The candidate stream: item and context features + gathered user state → one logit per task.
 
 Per layer a gated (second-order) unit over the flattened tokens, so that the work is large matrix
-products over all candidates of a batch (user_split.md, last section):
+products over all candidates of a batch:
 
     [a ‖ g] = W_x · LN(x) + (W_r · R_l + b)[request of the candidate]
     x       ← x + W_o · (a ⊙ SiLU(g))
 
-The user part is multiplied once per request and gathered, never once per candidate.
+The user part is multiplied once per request and gathered, never once per candidate. The other form,
+`WukongUnit`, is the paper's own interaction: experts over [X ‖ R_l], small products for each candidate.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.layers.tokens import row_invariant_linear
-from model.model_config import ModelConfig
+from model.layers.wukong import WukongMixture
+from model.model_config import CandidateStreamConfig, ModelConfig
 
 
 class GatedUnit(nn.Module):
@@ -36,6 +38,21 @@ class GatedUnit(nn.Module):
         return x + self.out(a * F.silu(g))
 
 
+class WukongUnit(nn.Module):
+    """x [C, n_c · d_c] and per-request rows r [R, n_r · d_c] → [C, n_c · d_c]: Global Interaction of every candidate."""
+
+    def __init__(self, stream: CandidateStreamConfig, state_tokens: int) -> None:
+        super().__init__()
+        mix = stream.wukong
+        assert mix is not None
+        self.tokens, self.state_tokens = stream.tokens, state_tokens
+        self.interact = WukongMixture(stream.tokens, state_tokens, stream.width, mix.experts, mix.fm_rank, mix.hidden)
+
+    def forward(self, x: Tensor, r: Tensor, request_index: Tensor) -> Tensor:
+        state = r.unflatten(1, (self.state_tokens, -1)).index_select(0, request_index)  # [C, n_r, d_c]
+        return self.interact(x.unflatten(1, (self.tokens, -1)), state).flatten(1)
+
+
 class CandidateStream(nn.Module):
     """Scores candidates against user states. Returns logits [C, tasks]."""
 
@@ -45,7 +62,10 @@ class CandidateStream(nn.Module):
         flat, state = stream.tokens * stream.width, config.state_tokens * stream.width
         self.from_item = nn.Linear(item_inputs, flat)
         self.from_context = nn.Linear(context_inputs, flat, bias=False) if context_inputs else None
-        self.layers = nn.ModuleList(GatedUnit(flat, state, stream.hidden) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            GatedUnit(flat, state, stream.hidden) if stream.hidden else WukongUnit(stream, config.state_tokens)
+            for _ in range(config.layers)
+        )
         self.head = nn.Linear(flat, stream.head_hidden, bias=False)
         self.head_request = nn.Linear(state, stream.head_hidden)
         self.logits = nn.Linear(stream.head_hidden, tasks)

@@ -1,4 +1,4 @@
-"""Global Interaction of the user stream: a mixture of Wukong experts (model_spec §4.3, OC-9, OC-10, OC-11).
+"""Global Interaction: a mixture of Wukong experts (model_spec §4.3, OC-9, OC-10, OC-11).
 
 Each expert sees its share of the set tokens plus all summary tokens H and emits as many tokens as it
 was dealt, so the token count is constant over layers. Tokens are dealt with stride M, which spreads

@@ -11,7 +11,7 @@ Traps that shape this file: what `export_model` wrote `import_model` (2026.4) re
 that computes wrong states without a word (a guess: it loses the settings of fused rotary nodes), so
 the cache holds the converted graphs and sessions compile them (about a second each); the first use
 of an input shape costs about one extra inference (the scheduler warms every bucket);
-`share_inputs` requests cannot grow their shapes, so inputs are copied; bf16 is chosen silently
+a `share_inputs` request cannot grow its shapes, so there is one for every shape; bf16 is chosen silently
 where the CPU has it, so precision is always set.
 """
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from openvino import opset13
 
 from model.artifact import Artifact, ArtifactError
-from model.model_config import ModelConfig
+from model.model_config import PRODUCT_WIDTH, ModelConfig
 from model.signature import ENCODE_USER
 from serving.engines.base import Tensors
 from serving.engines.cache import GRAPHS, EngineIdentity, Precision
@@ -121,33 +121,39 @@ def convert_graphs(artifact: Artifact, directory: Path) -> None:
 
 def identity(artifact: Artifact, *, precision: str, threads: int) -> EngineIdentity:
     """What a compiled engine of `artifact` on this machine depends on; resolves precision `auto`."""
-    core = ov.Core()
+    core, events = ov.Core(), [event.name for event in artifact.schema.events]
     return EngineIdentity(
         artifact_digest=artifact.digest,
         target=TARGET,
         device=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip() + _instruction_sets(core),
         libraries={"openvino": str(ov.__version__)},
-        precision=resolve_precision(precision, narrowest_product(artifact.config)),
+        precision=resolve_precision(precision, row_invariant_in_bf16(artifact.config, events)),
         threads=threads,
     )
 
 
-def narrowest_product(config: ModelConfig) -> int:
-    """The least width of a model's streams."""
-    return min(
-        config.width, config.default_tower.width, *(tower.width for tower in config.towers.values()), config.candidate.width
-    )
+def row_invariant_in_bf16(config: ModelConfig, events: Sequence[str]) -> bool:
+    """Whether every bf16 product of a model over `events` gives a row the same bits in any number of rows, AMX included.
+
+    Its streams must be wide enough, and products with one row per user or request must have inner widths that need no
+    padding (those over features are padded by the graphs).
+    """
+    towers, mix = [config.tower(event) for event in events], config.user_interaction
+    streams = [config.width, config.candidate.width, *(tower.width for tower in towers)]
+    seen_by_expert = config.user_tokens // mix.experts + sum(tower.n_tokens for tower in towers)
+    inner = [*streams, seen_by_expert * mix.fm_rank, mix.hidden, config.state_tokens * config.candidate.width]
+    return min(streams) >= LEAST_BF16_WIDTH and not any(width % PRODUCT_WIDTH for width in inner)
 
 
-def resolve_precision(precision: str, narrowest: int = LEAST_BF16_WIDTH) -> Precision:
-    """`auto` is bf16 where the CPU multiplies it natively and the model is wide enough, f32 elsewhere.
+def resolve_precision(precision: str, row_invariant: bool = True) -> Precision:
+    """`auto` is bf16 where the CPU multiplies it natively and the model is `row_invariant_in_bf16`, f32 elsewhere.
 
     Raises `ArtifactError` for what the CPU cannot do: OpenVINO would run f32 under the name of bf16.
     """
     has_bf16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     match precision:
         case "auto":
-            return "bf16" if has_bf16 and narrowest >= LEAST_BF16_WIDTH else "f32"
+            return "bf16" if has_bf16 and row_invariant else "f32"
         case "f32":
             return "f32"
         case "bf16" if has_bf16:

@@ -11,6 +11,7 @@ from model.model_config import ModelConfig, load_preset
 from model.ranker import KunlunRanker
 from model.schema import Schema
 
+LITERAL = {"tokens": 8, "width": 24, "head_hidden": 16, "wukong": {"experts": 2, "fm_rank": 3, "hidden": 20}}
 TABLE_ROWS = {"item": 40, "genre": 12, "surface": 51, "user.age": 5}
 
 
@@ -36,9 +37,10 @@ def test_encode_formula_equals_torchs_count(schema: Schema, preset: str, click: 
     assert users * one.total + flops.seed_queries() == pytest.approx(found, rel=1e-9)
 
 
+@pytest.mark.parametrize("candidate", [{}, {"candidate": LITERAL}], ids=["gated", "wukong"])
 @pytest.mark.parametrize("preset", ["tiny", "small"])
-def test_score_formula_equals_torchs_count(schema: Schema, preset: str) -> None:
-    config = load_preset(preset)
+def test_score_formula_equals_torchs_count(schema: Schema, preset: str, candidate: dict[str, object]) -> None:
+    config = ModelConfig.model_validate(load_preset(preset).model_dump() | candidate)
     model = KunlunRanker(schema, config, TABLE_ROWS)
     found = counted(model.score_candidates, {"R": 3, "C": 17})
     assert flop_model(schema, config).score(3, 17, executed=True).total == pytest.approx(found, rel=1e-9)

@@ -11,6 +11,7 @@ import pytest
 from openvino import opset13
 
 from model.artifact import Artifact, ArtifactError
+from model.model_config import load_preset
 from model.signature import ENCODE_USER, SCORE_CANDIDATES, encode_user_signature, score_candidates_signature
 from serving.engines.base import Session
 from serving.engines.open import open_engine
@@ -18,8 +19,8 @@ from serving.engines.openvino_engine import (
     LEAST_BF16_WIDTH,
     cpu_settings,
     measure_peak_flops,
-    narrowest_product,
     resolve_precision,
+    row_invariant_in_bf16,
 )
 from serving.engines.parity import check_parity
 from tests.serving.random_artifact import random_inputs
@@ -81,9 +82,14 @@ def test_rows_of_a_bf16_product_have_the_same_bits_in_any_number(width: int, out
         assert np.array_equal(np.array(request.infer([inputs[:count]])[0]), expected[:count]), count
 
 
-def test_narrow_models_are_served_in_f32_unless_told(artifact: Artifact) -> None:
-    assert narrowest_product(artifact.config) == 16
-    assert resolve_precision("auto", narrowest_product(artifact.config)) == "f32"
+def test_models_whose_bf16_rows_depend_on_others_are_served_in_f32_unless_told() -> None:
+    events, small = ["click", "impression"], load_preset("small")
+    assert row_invariant_in_bf16(small, events)
+    assert not row_invariant_in_bf16(load_preset("tiny"), events), "narrow"
+    for odd in ({"fm_rank": 15}, {"hidden": 250}):
+        config = small.model_copy(update={"user_interaction": small.user_interaction.model_copy(update=odd)})
+        assert not row_invariant_in_bf16(config, events), odd
+    assert resolve_precision("auto", False) == "f32"
 
 
 def test_outputs_belong_to_the_caller(artifact: Artifact, session: Session, rng: np.random.Generator) -> None:
