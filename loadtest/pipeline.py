@@ -42,13 +42,10 @@ class Pipeline:
 
     def run(self) -> dict[str, dict[str, Any]]:
         """All stages; their figures by stage."""
-        source = ["--source", "synthetic", "--seed", str(self.seed), *self.synthetic]
-        if self.data is not None:
-            source = ["--source", "metarank", "--input", str(self.data)]
         config = self.config or CONFIGS / ("demo_synthetic.yaml" if self.data is None else "demo_metarank.yaml")
         data, run = self.path("data"), self.path("run")
         figures = {
-            "prepare": self.stage("prepare", "preparing data", *source, "--output", data),
+            "prepare": self.prepare(),
             "train": self.stage("train", "training", str(config), "--data", data, "--output", run, "--seed", str(self.seed)),
             "evaluate": self.stage("evaluate", "evaluating", run, "--data", data),
             "export": self.stage("export", "exporting", run, "--repository", self.models),
@@ -57,6 +54,13 @@ class Pipeline:
             artifact = figures["export"]["artifact"]
             figures["compile"] = self.stage("compile", f"compiling ({precision})", artifact, "--precision", precision)
         return figures
+
+    def prepare(self) -> dict[str, Any]:
+        """The canonical log."""
+        source = ["--source", "synthetic", "--seed", str(self.seed), *self.synthetic]
+        if self.data is not None:
+            source = ["--source", "metarank", "--input", str(self.data)]
+        return self.stage("prepare", "preparing data", *source, "--output", self.path("data"))
 
     def stage(self, command: str, doing: str, *arguments: str) -> dict[str, Any]:
         """One command, announced."""
