@@ -46,9 +46,14 @@ def event_dtype(event: EventType) -> np.dtype[np.void]:
     return np.dtype([*head, *(_field(f) for f in event.attributes)])
 
 
-def dtype_version(dtype: np.dtype[np.void]) -> str:
-    """Eight hex digits that change when the layout does; part of every store key."""
-    return hashlib.sha256(repr(dtype.descr).encode()).hexdigest()[:8]
+def record_version(dtype: np.dtype[np.void], features: Iterable[Feature], hash_spec: HashSpec, *ids: IdType) -> str:
+    """Eight hex digits that change when the layout of a record does, or what its keys mean; part of every store key.
+
+    `ids`: types of the ids that the record has besides those of its features.
+    """
+    keyed = [f"{f.name}={f.id_type.value}" for f in features if f.kind is not FeatureKind.NUMERIC]
+    meaning = f"{dtype.descr!r} {keyed} {[i.value for i in ids]} {hash_spec.algorithm}/{hash_spec.seed}"
+    return hashlib.sha256(meaning.encode()).hexdigest()[:8]
 
 
 def missing_records(dtype: np.dtype[np.void], count: int) -> Records:

@@ -2,21 +2,21 @@
 
 ``<prefix>:{<user>}:h:<event>:<layout>``  history: fixed-width records in arrival order
 ``<prefix>:{<user>}:v``                   history version: events ever stored for this user
-``<prefix>:{<user>}:d``                   8-byte hashes of the newest event ids (deduplication window)
+``<prefix>:{<user>}:d:<layouts>``         8-byte hashes of these histories' newest event ids (deduplication window)
 ``<prefix>:{<user>}:u:<layout>``          user feature record
 ``<prefix>:i:<layout>:<item key>``        item feature record
 ``<prefix>:outcomes``                     stream of reported outcomes
-``<prefix>:layouts``                      every ``h:<event>:<layout>`` and ``u:<layout>`` ever used, for deletion
+``<prefix>:layouts``                      every ``h:…``, ``d:…`` and ``u:…`` ever used, for deletion
 
 `<user>` is a 128-bit hash of the user id: ids may hold any character, braces included, and raw ids
-stay out of key listings. `<layout>` is the version of the record's dtype.
+stay out of key listings. `<layout>` is the version of the record (`model.records.record_version`).
 """
 
 from __future__ import annotations
 
 import xxhash
 
-from model.records import dtype_version, event_dtype, feature_dtype
+from model.records import event_dtype, feature_dtype, record_version
 from model.schema import Schema
 
 
@@ -26,11 +26,16 @@ class StoreKeys:
     def __init__(self, schema: Schema, prefix: str = "kunlun") -> None:
         self.prefix = prefix
         self.outcomes = f"{prefix}:outcomes"
-        self._histories = {e.name: f"h:{e.name}:{dtype_version(event_dtype(e))}" for e in schema.events}
-        self._user = f"u:{dtype_version(feature_dtype(schema.user))}"
+        self._histories = {
+            e.name: f"h:{e.name}:{record_version(event_dtype(e), e.attributes, schema.hash, schema.item.id_type)}"
+            for e in schema.events
+        }
+        self._user = f"u:{record_version(feature_dtype(schema.user), schema.user, schema.hash)}"
+        self._window = f"d:{xxhash.xxh3_64_hexdigest(' '.join(sorted(self._histories.values())).encode())[:8]}"
         self.layouts = f"{prefix}:layouts"
-        self.own_layouts = (*self._histories.values(), self._user)
-        self.items = f"{prefix}:i:{dtype_version(feature_dtype(schema.item_features))}:"
+        self.own_layouts = (*self._histories.values(), self._user, self._window)
+        items = record_version(feature_dtype(schema.item_features), schema.item_features, schema.hash, schema.item.id_type)
+        self.items = f"{prefix}:i:{items}:"
 
     def tag(self, user_id: str) -> str:
         """The common beginning of a user's keys."""
@@ -38,6 +43,10 @@ class StoreKeys:
 
     def history(self, tag: str, event: str) -> str:
         return tag + self._histories[event]
+
+    def window(self, tag: str) -> str:
+        """The deduplication window: another schema's histories have another, since they hold other events."""
+        return tag + self._window
 
     def user(self, tag: str) -> str:
         return tag + self._user
@@ -49,11 +58,6 @@ class StoreKeys:
 def version_key(tag: str) -> str:
     """The history version counter."""
     return tag + "v"
-
-
-def window_key(tag: str) -> str:
-    """The deduplication window."""
-    return tag + "d"
 
 
 def event_id_hash(event_id: str) -> bytes:

@@ -11,7 +11,7 @@ rest must not answer the next caller.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -59,6 +59,10 @@ class Nodes(Protocol):
 
     async def on_every_node(self, *command: Any) -> list[Any]:
         """Replies of one command without a key, from every primary."""
+        ...
+
+    def scan(self, pattern: str, count: int) -> AsyncIterator[list[bytes]]:
+        """Names of keys like `pattern`, those among about `count` keys at a time; a key that is there throughout is named."""
         ...
 
     async def trackers(self) -> list[AbstractConnection]:
@@ -124,6 +128,11 @@ class OneNode:
         """See `Nodes`."""
         return await self.exchange([command])
 
+    async def scan(self, pattern: str, count: int) -> AsyncIterator[list[bytes]]:
+        """See `Nodes`."""
+        async for names in _scan(lambda command: self.exchange([command]), pattern, count):
+            yield names
+
     async def trackers(self) -> list[AbstractConnection]:
         """See `Nodes`."""
         return [self._pool.connection_class(**self._pool.connection_kwargs | {"protocol": 3})]
@@ -185,6 +194,13 @@ class ClusterNodes:
         await self._initialize()
         packed = pack_commands([command])
         return [(await self._on(node, packed, 1))[0] for node in self._cluster.get_primaries()]
+
+    async def scan(self, pattern: str, count: int) -> AsyncIterator[list[bytes]]:
+        """See `Nodes`; keys of a slot that moves meanwhile may be missed."""
+        await self._initialize(again=True)
+        for node in self._cluster.get_primaries():
+            async for names in _scan(lambda command, node=node: self._on(node, pack_commands([command]), 1), pattern, count):  # type: ignore[misc]
+                yield names
 
     async def trackers(self) -> list[AbstractConnection]:
         """See `Nodes`."""
@@ -256,6 +272,18 @@ class ClusterNodes:
             return await _round_trip(connection, packed, count, replicas)
         finally:
             node.release(connection)
+
+
+async def _scan(call: Callable[[Command], Awaitable[list[Any]]], pattern: str, count: int) -> AsyncIterator[list[bytes]]:
+    cursor: int | bytes = 0
+    while True:
+        (reply,) = await call(("SCAN", cursor, "MATCH", pattern, "COUNT", count))
+        if isinstance(reply, RedisError):
+            raise reply
+        cursor, names = reply
+        yield names
+        if not int(cursor):
+            return
 
 
 async def _round_trip(connection: Any, packed: bytes, count: int, replicas: int = 0) -> list[Any]:

@@ -9,11 +9,9 @@ and is counted, so a broken key never breaks a Rank.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import compress
 from typing import Any, TypeVar
 
@@ -27,12 +25,17 @@ from model.schema import Schema
 from serving.core.errors import StoreUnavailable
 from serving.core.types import RecordedEvents, UserEvent
 from serving.store.base import RankInputs
-from serving.store.keys import StoreKeys, event_id_hash, version_key, window_key
+from serving.store.keys import StoreKeys, event_id_hash, version_key
 from serving.store.nodes import Command, Nodes, open_nodes, without_secrets
+from serving.store.scripts import APPEND_EVENTS, Script
 
 T = TypeVar("T")
+ScriptCall = tuple[list[str], list[Any]]
+"""Keys and arguments of a script."""
+
 DEDUPLICATION_WINDOW = 1024
 CHUNK = 2000
+BULK_TIMEOUT_S = 10.0
 APPEND_USERS = 100
 """Users of one pipeline of appends: encoding more of them at once would hold up the event loop."""
 
@@ -75,8 +78,6 @@ class RedisStore:
         self._events = {e.name: (e, event_dtype(e)) for e in schema.events}
         self._windows = [(n, str(-read_window(e.cap) * dtype.itemsize)) for n, (e, dtype) in self._events.items()]
         self.nodes: Nodes = open_nodes(url, max_connections=self.options.max_connections, timeout_s=self.options.timeout_s)
-        self._script = files("serving.store").joinpath("append_events.lua").read_bytes()
-        self._sha = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
 
     async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
         """See `FeatureStore`: one pipeline, one round trip."""
@@ -144,7 +145,7 @@ class RedisStore:
         (known,) = await self._write([("SMEMBERS", self.keys.layouts)], self.options.timeout_s, "delete user")
         layouts = {name.decode() for name in known} | set(self.keys.own_layouts)
         tag = self.keys.tag(user_id)
-        names = [version_key(tag), window_key(tag), *(tag + layout for layout in sorted(layouts))]
+        names = [version_key(tag), *(tag + layout for layout in sorted(layouts))]
         (deleted,) = await self._write([("UNLINK", *names)], self.options.timeout_s, "delete user")
         return bool(deleted)
 
@@ -164,6 +165,16 @@ class RedisStore:
         (reply,) = await self._write([command], self.options.timeout_s + block_ms / 1000, "read outcomes")
         return [(identity, fields[b"o"]) for identity, fields in stream_entries(reply) if b"o" in fields]
 
+    async def execute(self, commands: Sequence[Command], what: str) -> list[Any]:
+        """Replies of commands for maintenance, sent together; a key of the wrong type is a reply, other errors are raised."""
+        replies = await self._guard(self.nodes.exchange(commands), max(self.options.timeout_s, BULK_TIMEOUT_S), what)
+        self._raise_first([reply for reply in replies if not is_wrong_type(reply)], what)
+        return replies
+
+    async def run_script(self, script: Script, calls: Sequence[ScriptCall], what: str) -> list[Any]:
+        """Replies of one script called for several users, sent together, of which none may fail."""
+        return await self._guard(self._run(script, calls, what), max(self.options.timeout_s, BULK_TIMEOUT_S), what)
+
     async def ping(self) -> None:
         """See `FeatureStore`."""
         replies = await self._guard(self.nodes.on_every_node("PING"), self.options.timeout_s, "ping")
@@ -182,27 +193,28 @@ class RedisStore:
             users, replies = list(by_user.items()), list[list[int]]()
             for start in range(0, len(users), APPEND_USERS):
                 part = users[start : start + APPEND_USERS]
-                replies += await self._run_appends([self._append_call(user, own, backfill) for user, own in part])
+                calls = [self._append_call(user, own, backfill) for user, own in part]
+                replies += await self._run(APPEND_EVENTS, calls, "record events")
             return replies
 
         replies = await self._guard(append(), self.options.timeout_s, "record events")
         versions = {user: int(reply[2]) for user, reply in zip(by_user, replies, strict=True)}
         return RecordedEvents(sum(int(r[0]) for r in replies), sum(int(r[1]) for r in replies), versions)
 
-    async def _run_appends(self, calls: Sequence[tuple[list[str], list[Any]]]) -> list[list[int]]:
-        """All users' scripts in one pipeline; loads the script and repeats when a server does not know it."""
-        commands = [("EVALSHA", self._sha, len(keys), *keys, *arguments) for keys, arguments in calls]
+    async def _run(self, script: Script, calls: Sequence[ScriptCall], what: str) -> list[Any]:
+        """Replies of all calls, in one pipeline; loads the script and repeats those whose server did not know it."""
+        commands = [("EVALSHA", script.sha, len(keys), *keys, *arguments) for keys, arguments in calls]
         replies = await self.nodes.exchange(commands, self.options.replicas)
-        if any(isinstance(reply, NoScriptError) for reply in replies):
-            await self.nodes.on_every_node("SCRIPT", "LOAD", self._script)
-            # Users whose script did run are deduplicated by event id.
-            replies = await self.nodes.exchange(commands, self.options.replicas)
-        self._raise_first(replies, "record events")
+        unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            await self.nodes.on_every_node("SCRIPT", "LOAD", script.source)
+            again = await self.nodes.exchange([commands[at] for at in unknown], self.options.replicas)
+            for at, reply in zip(unknown, again, strict=True):
+                replies[at] = reply
+        self._raise_first(replies, what)
         return replies
 
-    def _append_call(
-        self, user_id: str, events: Sequence[tuple[UserEvent, Records]], backfill: bool
-    ) -> tuple[list[str], list[Any]]:
+    def _append_call(self, user_id: str, events: Sequence[tuple[UserEvent, Records]], backfill: bool) -> ScriptCall:
         tag = self.keys.tag(user_id)
         types = list(dict.fromkeys(event.type for event, _ in events))
         arguments: list[Any] = [DEDUPLICATION_WINDOW * 8, self.options.history_ttl_s, int(backfill)]
@@ -211,14 +223,14 @@ class RedisStore:
             arguments += [dtype.itemsize, declared.stored, dtype.fields[ARRIVAL_MS][1] + 1]  # type: ignore[index]
         for event, record in events:
             arguments += [event_id_hash(event.event_id), types.index(event.type) + 1, record.tobytes()]
-        return [version_key(tag), window_key(tag), *(self.keys.history(tag, name) for name in types)], arguments
+        return [version_key(tag), self.keys.window(tag), *(self.keys.history(tag, name) for name in types)], arguments
 
     async def _put(self, names: Sequence[str], records: Records) -> None:
         width, data = records.dtype.itemsize, np.ascontiguousarray(records).tobytes()
         for start in range(0, len(names), CHUNK):
             part = names[start : start + CHUNK]
             commands = [("SET", name, data[i * width : (i + 1) * width]) for i, name in enumerate(part, start)]
-            await self._write(commands, max(self.options.timeout_s, 10.0), "put records")
+            await self._write(commands, max(self.options.timeout_s, BULK_TIMEOUT_S), "put records")
 
     async def _write(self, commands: Sequence[Command], timeout_s: float, what: str, replicas: int = 0) -> list[Any]:
         """Replies of commands of which none may fail."""
@@ -286,9 +298,14 @@ class RedisStore:
 
     def _raise_if_refused(self, reply: Any) -> None:
         """A server that refuses to serve (loading, out of memory, no permission) is unavailable; wrong data is not."""
-        if isinstance(reply, RedisError) and not str(reply).startswith("WRONGTYPE"):
+        if isinstance(reply, RedisError) and not is_wrong_type(reply):
             self.stats.failures += 1
             raise StoreUnavailable(f"store: read: {reply}") from reply
+
+
+def is_wrong_type(reply: Any) -> bool:
+    """True for the error that a key holds another kind of value than the command is for."""
+    return isinstance(reply, RedisError) and str(reply).startswith("WRONGTYPE")
 
 
 def stream_entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:

@@ -18,7 +18,7 @@ from model.history import read_window, select_history
 from model.records import feature_dtype
 from serving.core.errors import StoreUnavailable
 from serving.store.embedded import EmbeddedValkey
-from serving.store.keys import StoreKeys, version_key, window_key
+from serving.store.keys import StoreKeys, version_key
 from serving.store.open import open_store
 from serving.store.redis_store import RedisStore
 
@@ -239,7 +239,7 @@ def test_the_deduplication_window_is_bounded_and_finds_aligned_ids_only(url: str
     async def scenario(store: RedisStore) -> None:
         for start in range(0, 1500, 100):
             await store.record_events([event(f"e{i}", "ann", i, i) for i in range(start, start + 100)])
-        assert client.strlen(window_key(store.keys.tag("ann"))) == 1024 * 8
+        assert client.strlen(store.keys.window(store.keys.tag("ann"))) == 1024 * 8
         again = await store.record_events([event(f"e{i}", "ann", i, i) for i in range(1000, 1500)])
         assert (again.stored, again.duplicates) == (0, 500)
 
