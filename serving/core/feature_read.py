@@ -1,7 +1,7 @@
 """What one Rank reads: item features through the near cache, the rest in one store round trip.
 
-Items that have outlived their time in the cache are served once more and read again in the background,
-each by one read at a time however many Ranks ask for it.
+Items that have outlived their time in the cache are served once more and read again in the background.
+Whatever is read, cold or again, is read once however many Ranks ask for it meanwhile.
 
 Owns the read budget (a share of the remaining deadline) and a circuit breaker: when a few reads in a
 row failed and the store has been silent for a whole `store_timeout_s`, requests go on without it at
@@ -24,12 +24,14 @@ from model.history import newest_event_ms, visible_history
 from model.records import Records, event_dtype, feature_dtype, missing_records, missing_values
 from serving.core.errors import StoreUnavailable
 from serving.core.host_features import HostFeatures, ItemRows
+from serving.core.item_reads import ItemRead, ItemReads
 from serving.core.observer import Observer
 from serving.core.options import CoreOptions
 from serving.core.types import Overrides
 from serving.store.base import FeatureStore, RankInputs
 from serving.store.near_cache import NearCache
 
+_NO_ITEMS = np.empty(0, np.int64)
 REREAD_PAUSE_S = 0.005
 REFRESH_ITEMS = 500
 
@@ -66,6 +68,7 @@ class FeatureReader:
         self._schema = schema = host.schema
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
         self._near = NearCache(host.item_dtype, int(options.item_cache_mb * 1e6), options.item_ttl_s, options.item_stale_s)
+        self._reads = ItemReads()
         self._stale: set[int] = set()  # to be read again
         self._refresh: asyncio.Task[None] | None = None
         self._failures = 0  # in a row
@@ -77,34 +80,72 @@ class FeatureReader:
         self, user_id: str, item_keys: NDArray[np.int64], now_ms: int, deadline: float, min_version: int = 0
     ) -> tuple[UserView, ItemRows]:
         """The user's view and the rows of `item_keys` [C]; waits briefly for `min_version`."""
-        items, absent, stale = self._near.lookup(item_keys)
-        missing, mark = item_keys[absent], self._near.mark()
-        self._observer.item_cache(len(item_keys) - len(missing), len(missing))
+        items, is_absent, stale = self._near.lookup(item_keys)
+        absent, mark = np.flatnonzero(is_absent), self._near.mark()
+        self._observer.item_cache(len(item_keys) - len(absent), len(absent))
         if stale.any():
             self._read_again(item_keys[stale])
-        inputs = await self._round_trip(user_id, missing, deadline)
+        if not len(absent):
+            inputs = await self._read_inputs(user_id, _NO_ITEMS, deadline, min_version)
+            return self._view(inputs, now_ms), items
+        claim, rows = self._reads.claim(item_keys[absent]), None
+        try:
+            inputs = await self._read_inputs(user_id, claim.own.keys, deadline, min_version)
+            if not isinstance(inputs, str):
+                rows = self._encode(claim.own.keys, inputs.items)
+                self._near.insert(claim.own.keys, rows, mark)
+        finally:
+            self._reads.land(claim.own, rows)
+        if isinstance(inputs, str):
+            items[absent] = self._last_known(item_keys[absent])
+            return self._view(inputs, now_ms), items
+        items[absent[claim.own_positions]] = rows
+        for read, pairs in claim.others.items():
+            asked, there = np.array(pairs).T
+            items[absent[asked]] = await self._read_by_another(read, there, item_keys[absent[asked]], deadline)
+        return self._view(inputs, now_ms), items
+
+    async def _read_inputs(
+        self, user_id: str, item_keys: NDArray[np.int64], deadline: float, min_version: int
+    ) -> RankInputs | str:
+        """The inputs, at least of `min_version` if they come in time, or why there are none."""
+        inputs = await self._round_trip(user_id, item_keys, deadline)
         give_up = min(deadline, time.monotonic() + self._options.read_your_writes_s)
         while isinstance(inputs, RankInputs) and inputs.history_version < min_version and time.monotonic() < give_up:
             await asyncio.sleep(REREAD_PAUSE_S)
-            again = await self._round_trip(user_id, missing, deadline)
+            again = await self._round_trip(user_id, item_keys, deadline)
             if isinstance(again, str):
                 break  # what was read before is better than nothing
             inputs = again
-        if isinstance(inputs, str):
-            items[absent] = self._last_known(missing)
-            return self._nobody(inputs), items
-        if len(missing):
-            items[absent] = found = self._encode(missing, inputs.items)
-            self._near.insert(missing, found, mark)
-        return self._view(inputs, now_ms), items
+        return inputs
+
+    async def _read_by_another(
+        self, read: ItemRead, there: NDArray[np.int64], keys: NDArray[np.int64], deadline: float
+    ) -> ItemRows:
+        """Rows of `keys`, which another Rank is reading; read here when it does not get them, last known when nobody does."""
+        patience_s = min(self._options.store_timeout_s, max(0.0, deadline - time.monotonic()))
+        await asyncio.wait([read.rows], timeout=patience_s)
+        rows = read.rows.result() if read.rows.done() else None
+        if rows is not None:
+            return rows[there]
+        mark = self._near.mark()
+        try:
+            records, _ = await self._store.read_items(keys, self._timeout_s(deadline))
+        except StoreUnavailable:
+            return self._last_known(keys)
+        found = self._encode(keys, records)
+        self._near.insert(keys, found, mark)
+        return found
 
     def items_changed(self, keys: NDArray[np.int64] | None) -> None:
         """Item features of `keys` (None: of all items) have changed in the store."""
         self._near.forget(keys)
+        self._reads.forget(keys)
 
     def items_doubted(self) -> None:
         """Changes of item features in the store may have been missed."""
         self._near.doubt()
+        self._reads.forget(None)
 
     def _last_known(self, keys: NDArray[np.int64]) -> ItemRows:
         """Rows of items that cannot be read: however old, else without features."""
@@ -143,7 +184,7 @@ class FeatureReader:
             return "the feature store is down"
         if self._skip_until:  # this read is the probe; the others go on without the store meanwhile
             self._skip_until = started + self._options.store_retry_s
-        timeout_s = min(self._options.store_timeout_s, self._options.store_budget_share * max(deadline - started, 1e-3))
+        timeout_s = self._timeout_s(deadline)
         try:
             inputs = await self._store.read_rank_inputs(user_id, missing, timeout_s)
         except StoreUnavailable as error:
@@ -156,6 +197,10 @@ class FeatureReader:
         self._observer.store_read(self._answered - started, "ok")
         return inputs
 
+    def _timeout_s(self, deadline: float) -> float:
+        """What a request may spend on one read: a share of what is left of its time."""
+        return min(self._options.store_timeout_s, self._options.store_budget_share * max(deadline - time.monotonic(), 1e-3))
+
     def _failed(self, started: float, now: float) -> None:
         if not self._failures:
             self._silent_since = max(started, self._answered)
@@ -164,7 +209,9 @@ class FeatureReader:
         if silent and self._failures >= self._options.store_failures:
             self._skip_until = now + self._options.store_retry_s
 
-    def _view(self, inputs: RankInputs, now_ms: int) -> UserView:
+    def _view(self, inputs: RankInputs | str, now_ms: int) -> UserView:
+        if isinstance(inputs, str):
+            return self._nobody(inputs)
         histories = {event.name: visible_history(inputs.histories[event.name], event, now_ms) for event in self._schema.events}
         has_features = inputs.user is not None
         user = inputs.user if inputs.user is not None else missing_records(self._user_dtype, 1)
