@@ -59,7 +59,9 @@ class ServerConfig(StrictModel):
 
     State: `store` (`embedded`, or the URL of a Redis or Valkey, see `serving.store.nodes.open_nodes`), `store_replicas` that
     must have an event before it is acknowledged (0: the primary alone), `history_ttl_s` after a user's last event (0: for
-    ever), `data_dir` of the embedded store (none: its data ends with the process), `attribution_window_s` for outcomes.
+    ever), `data_dir` of the embedded store (none: its data ends with the process) and its `data_sync` (`always`: an event is on
+    the disk before it is acknowledged; `everysec`: a crash of the machine, not of the process, may lose a second),
+    `attribution_window_s` for outcomes.
 
     Limits: `default_deadline_ms` for calls without one, `max_message_bytes` of a request,
     `max_concurrent_calls`, `max_connection_age_s` (0: for ever) after which clients are asked to
@@ -91,6 +93,7 @@ class ServerConfig(StrictModel):
     store_replicas: Annotated[int, Field(ge=0)] = 0
     history_ttl_s: Annotated[int, Field(ge=0)] = 0
     data_dir: Path | None = None
+    data_sync: Literal["always", "everysec"] = "everysec"
     ingest: IngestConfig | None = None
     attribution_window_s: Annotated[float, Field(gt=0)] = 7 * 86_400.0
 

@@ -47,9 +47,9 @@ from serving.protocol.outcome_messages import OutcomeMessages
 from serving.protocol.rank_messages import RankMessages
 from serving.protocol.ranker_service import RankerService
 from serving.store.base import FeatureStore
-from serving.store.item_changes import ItemChanges
 from serving.store.open import open_store
 from serving.store.redis_store import RedisOptions
+from serving.store.store_changes import StoreChanges
 from serving.transport import Health, bind, open_grpc_server
 from serving.tuning.calibrate_slots import best_split
 
@@ -118,7 +118,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         if config.host_cpus:
             _pin(config.host_cpus)
         options = RedisOptions(history_ttl_s=config.history_ttl_s, replicas=config.store_replicas)
-        store = await open_store(config.store, schema, data_dir=config.data_dir, options=options)
+        store = await open_store(config.store, schema, data_dir=config.data_dir, data_sync=config.data_sync, options=options)
         stack.push_async_callback(store.close)
 
         metrics = ServingMetrics()
@@ -128,10 +128,10 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         )
         ranker = Ranker(artifact, engine, store, config.core_options, metrics, frontier)
         stack.push_async_callback(ranker.close)
-        changes = ItemChanges(store.nodes, store.keys.items, ranker)
+        changes = StoreChanges(store, ranker)
         metrics.warms_up(lambda: ranker.cold_shapes)
         metrics.tracks_items(lambda: changes.is_live)
-        await stack.enter_async_context(_in_background(changes.run(), "tracking of item features"))
+        await stack.enter_async_context(_in_background(changes.run(), "tracking of the store"))
         signer = ReceiptSigner(*keys, max_age_s=config.attribution_window_s)
         await stack.enter_async_context(_online_ne(config, artifact, store, metrics))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,6 +38,7 @@ from serving.core.user_states import Flight, Flights, StateKey, UserState, UserS
 from serving.core.write_encoder import WriteEncoder
 from serving.engines.base import Engine
 from serving.store.base import FeatureStore
+from serving.store.keys import user_hash
 
 WRITE_DEADLINE_S = 10.0
 SHARES = {Priority.LOW: 0.5, Priority.NORMAL: 0.8, Priority.HIGH: 0.95}
@@ -155,8 +156,18 @@ class Ranker:
         if not self._accepting:
             raise Unready("the server is starting or stopping")
         deleted = await self._store.delete_user(user_id)
-        self._states.forget(user_id)  # states in other replicas are found by content, which nobody has any more
+        self._forget(user_id)
         return deleted
+
+    def users_forgotten(self, users: Set[str]) -> None:
+        """These users (by `user_hash`) have been deleted from the store, by whichever replica."""
+        for user_id in {*self._states.users(), *self._flights.users()}:
+            if user_hash(user_id) in users:
+                self._forget(user_id)
+
+    def _forget(self, user_id: str) -> None:
+        self._states.forget(user_id)
+        self._flights.forget(user_id)
 
     def items_changed(self, keys: NDArray[np.int64] | None) -> None:
         """Item features of `keys` (None: of all items) have changed in the store."""

@@ -107,6 +107,10 @@ class UserStateCache:
         for key in list(self._of_user.get(user_id, ())):
             self._drop(key)
 
+    def users(self) -> list[str]:
+        """Everybody of whom there is a state."""
+        return list(self._of_user)
+
     def clear(self) -> None:
         """Forget every state."""
         self._states.clear()
@@ -123,12 +127,13 @@ class UserStateCache:
 
 @dataclass(eq=False)
 class Flight:
-    """An encode in flight: its future, how to abandon it, and how many requests wait for it."""
+    """An encode in flight: its future, how to abandon it, how many requests wait for it; a forgotten one is not cached."""
 
     future: asyncio.Future[UserState]
     cancel: Callable[[], None]
     promote: Callable[[Urgency], None]
     waiters: int = 0
+    is_forgotten: bool = False
 
 
 class Flights:
@@ -140,6 +145,15 @@ class Flights:
 
     def __contains__(self, key: StateKey) -> bool:
         return key in self._flights
+
+    def forget(self, user_id: str) -> None:
+        """States of a user that are being made are not cached; who waits for one gets it."""
+        for key in [key for key in self._flights if key.user_id == user_id]:
+            self._flights.pop(key).is_forgotten = True
+
+    def users(self) -> list[str]:
+        """Everybody of whom a state is being made."""
+        return [key.user_id for key in self._flights]
 
     def start(self, key: StateKey, flight: Flight) -> Flight:
         """Register a submitted encode; its state is cached when it lands."""
@@ -161,12 +175,15 @@ class Flights:
             flight.waiters -= 1
             if flight.waiters == 0 and not flight.future.done():
                 flight.cancel()
-                self._flights.pop(key, None)
+                self._remove(key, flight)
+
+    def _remove(self, key: StateKey, flight: Flight) -> None:
+        if self._flights.get(key) is flight:  # not another one that has begun since
+            del self._flights[key]
 
     def _landed(self, key: StateKey, flight: Flight, future: asyncio.Future[UserState]) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-        if not future.cancelled() and future.exception() is None:
+        self._remove(key, flight)
+        if not flight.is_forgotten and not future.cancelled() and future.exception() is None:
             self._cache.put(key, future.result())
 
 

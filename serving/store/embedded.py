@@ -2,21 +2,22 @@
 
 Same code path as production, nothing to install. The child listens on no TCP port, lives in a
 private directory (mode 0700), dies with its parent, and is stopped by `close`. With a data directory
-its events survive restarts (append-only file); without one everything is temporary. A data directory
-is locked while in use: two stores writing one append-only file would corrupt it.
+its events survive restarts (append-only file), and with `sync="always"` a crash of the machine, too;
+without one everything is temporary. A data directory is locked while in use: two stores writing one
+append-only file would corrupt it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import redis
 from redis.backoff import NoBackoff
@@ -25,15 +26,25 @@ from redis.retry import Retry
 
 from serving.core.errors import StoreUnavailable
 
-_PR_SET_PDEATHSIG = 1
+Sync = Literal["always", "everysec"]
 _SOCKET_PATH_LIMIT = 100
-_LIBC = ctypes.CDLL(None, use_errno=True)
+
+# Ends with its parent (PR_SET_PDEATHSIG) and becomes the server. A process of its own rather than `preexec_fn`, which runs
+# Python in a fork of this process, where another thread may hold any lock. A group of its own: a terminal's Ctrl-C reaches
+# the parent alone, which stops the store itself, last.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class EmbeddedValkey:
     """One child process. `url` is what `RedisStore` connects to."""
 
-    def __init__(self, data_dir: Path | None = None, start_timeout_s: float = 15.0) -> None:
+    def __init__(self, data_dir: Path | None = None, start_timeout_s: float = 15.0, sync: Sync = "everysec") -> None:
         self._lock = None if data_dir is None else _locked(data_dir)
         # Socket paths are limited to about 107 bytes, so the socket never lives in the data directory.
         self._run_dir = Path(tempfile.mkdtemp(prefix="kunlun-store-"))
@@ -44,12 +55,13 @@ class EmbeddedValkey:
         self.url = f"unix://{self.socket}"
         self._log = self._run_dir / "store.log"
         directory = self._run_dir if data_dir is None else data_dir
+        server = [str(_binary()), *_arguments(self.socket, self._log, directory, None if data_dir is None else sync)]
         self._process = subprocess.Popen(
-            [str(_binary()), *_arguments(self.socket, self._log, directory, persistent=data_dir is not None)],
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *server],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,
+            process_group=0,
             pass_fds=() if self._lock is None else (self._lock,),  # held until the child is gone too
         )
         try:
@@ -122,14 +134,9 @@ def _binary() -> Path:
     return Path(get_binary_path())
 
 
-def _arguments(socket: Path, log: Path, directory: Path, *, persistent: bool) -> list[str]:
-    durability = ["--appendonly", "yes", "--appendfsync", "everysec"] if persistent else ["--appendonly", "no"]
+def _arguments(socket: Path, log: Path, directory: Path, sync: Sync | None) -> list[str]:
+    durability = ["--appendonly", "no"] if sync is None else ["--appendonly", "yes", "--appendfsync", sync]
     return [
         *("--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700", "--logfile", str(log)),
         *("--dir", str(directory), "--save", "", "--daemonize", "no", *durability),
     ]
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the server, which stops the store itself, last

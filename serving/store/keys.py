@@ -6,6 +6,7 @@
 ``<prefix>:{<user>}:u:<layout>``          user feature record
 ``<prefix>:i:<layout>:<item key>``        item feature record
 ``<prefix>:outcomes``                     stream of reported outcomes
+``<prefix>:forgotten``                    sorted set: users (their hashes) who were deleted, by time in ms
 ``<prefix>:layouts``                      every ``h:…``, ``d:…`` and ``u:…`` ever used, for deletion
 
 `<user>` is a 128-bit hash of the user id: ids may hold any character, braces included, and raw ids
@@ -25,7 +26,7 @@ class StoreKeys:
 
     def __init__(self, schema: Schema, prefix: str = "kunlun") -> None:
         self.prefix = prefix
-        self.outcomes = f"{prefix}:outcomes"
+        self.outcomes, self.forgotten = f"{prefix}:outcomes", f"{prefix}:forgotten"
         self._histories = {
             e.name: f"h:{e.name}:{record_version(event_dtype(e), e.attributes, schema.hash, schema.item.id_type)}"
             for e in schema.events
@@ -39,7 +40,7 @@ class StoreKeys:
 
     def tag(self, user_id: str) -> str:
         """The common beginning of a user's keys."""
-        return f"{self.prefix}:{{{xxhash.xxh3_128_hexdigest(user_id.encode())}}}:"
+        return f"{self.prefix}:{{{user_hash(user_id)}}}:"
 
     def history(self, tag: str, event: str) -> str:
         return tag + self._histories[event]
@@ -53,6 +54,11 @@ class StoreKeys:
 
     def item(self, key: int) -> str:
         return f"{self.items}{key}"
+
+
+def user_hash(user_id: str) -> str:
+    """What stands for a user in the store: 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(user_id.encode())
 
 
 def version_key(tag: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from model.schema import Schema
 from serving.core.errors import StoreUnavailable
-from serving.store.embedded import EmbeddedValkey
+from serving.store.embedded import EmbeddedValkey, Sync
 from serving.store.nodes import SCHEMES
 from serving.store.redis_store import RedisOptions, RedisStore
 
@@ -27,11 +27,16 @@ class EmbeddedStore(RedisStore):
 
 
 async def open_store(
-    url: str, schema: Schema, *, data_dir: Path | None = None, options: RedisOptions | None = None
+    url: str,
+    schema: Schema,
+    *,
+    data_dir: Path | None = None,
+    data_sync: Sync = "everysec",
+    options: RedisOptions | None = None,
 ) -> RedisStore:
     """Connect and check that the store answers; raises `StoreUnavailable` with the URL, never its password."""
     if url == EMBEDDED:
-        embedded = EmbeddedStore(EmbeddedValkey(data_dir), schema, options)
+        embedded = EmbeddedStore(EmbeddedValkey(data_dir, sync=data_sync), schema, options)
         await embedded.announce_layouts()
         return embedded
     scheme, separator, _ = url.partition("://")

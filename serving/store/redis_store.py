@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Sequence, Set
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from model.schema import Schema
 from serving.core.errors import StoreUnavailable
 from serving.core.types import RecordedEvents, UserEvent
 from serving.store.base import RankInputs
-from serving.store.keys import StoreKeys, event_id_hash, version_key
+from serving.store.keys import StoreKeys, event_id_hash, user_hash, version_key
 from serving.store.nodes import Command, Nodes, open_nodes, without_secrets
 from serving.store.scripts import APPEND_EVENTS, Script
 
@@ -36,6 +36,9 @@ ScriptCall = tuple[list[str], list[Any]]
 DEDUPLICATION_WINDOW = 1024
 CHUNK = 2000
 BULK_TIMEOUT_S = 10.0
+FORGOTTEN_MS = 86_400_000
+"""How long it is remembered that a user was deleted, for replicas that were not listening then."""
+
 APPEND_USERS = 100
 """Users of one pipeline of appends: encoding more of them at once would hold up the event loop."""
 
@@ -147,7 +150,17 @@ class RedisStore:
         tag = self.keys.tag(user_id)
         names = [version_key(tag), *(tag + layout for layout in sorted(layouts))]
         (deleted,) = await self._write([("UNLINK", *names)], self.options.timeout_s, "delete user")
+        now, forgotten = time.time_ns() // 1_000_000, self.keys.forgotten  # last: who hears of it finds nothing any more
+        tell: list[Command] = [("ZADD", forgotten, now, user_hash(user_id))]
+        tell.append(("ZREMRANGEBYSCORE", forgotten, "-inf", now - FORGOTTEN_MS))
+        await self._write(tell, self.options.timeout_s, "delete user")
         return bool(deleted)
+
+    async def forgotten_users(self) -> Set[str]:
+        """Hashes of the users who were deleted within a day."""
+        command = ("ZRANGE", self.keys.forgotten, 0, -1)
+        (reply,) = await self._write([command], self.options.timeout_s, "read forgotten users")
+        return {name.decode() for name in reply}
 
     async def announce_layouts(self) -> None:
         """Note the record layouts in use, so that `delete_user` finds those of other versions of the schema, too."""

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from rank_fixtures import Recorder, by_candidate, click, request
+from store_fixtures import until
 
 from model.artifact import Artifact
 from model.history import newest_event_ms
@@ -30,6 +31,7 @@ from serving.engines.base import Engine, Session, Tensors
 from serving.engines.open import open_engine
 from serving.store.base import FeatureStore, RankInputs
 from serving.store.open import EMBEDDED, open_store
+from serving.store.store_changes import StoreChanges
 
 OPTIONS = CoreOptions(max_batch_candidates=320, max_batch_users=2, max_batch_requests=4, item_ttl_s=600)
 ALL = np.arange(1, 101)
@@ -450,6 +452,24 @@ def test_a_forgotten_user_starts_anew(play: Any) -> None:
         after = await ranker.rank(request(world.schema, "una", [1, 2, 3]))
         assert (after.history_length, after.user_state_cached, after.rung) == (0, False, Rung.FULL)
         assert not await ranker.forget_user("una")
+
+    play(scenario)
+
+
+def test_other_replicas_drop_the_states_of_a_forgotten_user(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        (one, _), (other, _) = await world.ranker(), await world.ranker()
+        for user in ("liv", "max"):
+            await other.rank(request(world.schema, user, [1, 2, 3]))
+        changes = StoreChanges(world.store, other)
+        listening = asyncio.create_task(changes.run())
+        try:
+            await until(lambda: changes.is_live)
+            await one.forget_user("liv")
+            await until(lambda: other._states.newest_of("liv") is None)
+            assert other._states.newest_of("max") is not None
+        finally:
+            listening.cancel()
 
     play(scenario)
 

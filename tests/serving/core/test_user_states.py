@@ -115,6 +115,28 @@ def test_encode_is_abandoned_only_when_the_last_request_has_gone() -> None:
     asyncio.run(scenario())
 
 
+def test_what_was_begun_for_a_forgotten_user_is_answered_and_not_cached() -> None:
+    async def scenario() -> None:
+        cache, encoder = UserStateCache(1e9), Encoder()
+        flights = Flights(cache)
+        (before,) = await _joined(flights, encoder, 1)
+        landing = encoder.future
+        flights.forget("u")
+        (after,) = await _joined(flights, encoder, 1)
+        assert encoder.launched == 2
+        assert landing is not None
+        landing.set_result(state(7.0))
+        assert (await before).history_version == 0
+        assert len(cache) == 0
+        assert StateKey("u", 0) in flights, "the other one has not landed"
+        assert encoder.future is not None
+        encoder.future.set_result(state(8.0))
+        await after
+        assert len(cache) == 1
+
+    asyncio.run(scenario())
+
+
 def test_failed_encode_reaches_everyone_and_is_not_cached() -> None:
     async def scenario() -> None:
         cache, encoder = UserStateCache(1e9), Encoder()

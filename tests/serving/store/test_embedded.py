@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 from store_fixtures import SCHEMA, event
 
 from serving.core.errors import StoreUnavailable
@@ -37,6 +41,27 @@ async def version(data_dir: Path, user: str) -> int:
 def test_a_store_with_a_directory_survives_a_restart(tmp_path: Path) -> None:
     asyncio.run(record(tmp_path))
     assert asyncio.run(version(tmp_path, "u0")) == 1
+
+
+def test_every_write_can_be_on_the_disk_before_it_is_acknowledged(tmp_path: Path) -> None:
+    for sync in ("always", "everysec"):
+        server = EmbeddedValkey(tmp_path, sync=sync)  # type: ignore[arg-type]
+        client = redis.Redis.from_url(server.url)
+        assert client.config_get("append*")["appendfsync"] == sync
+        client.close()
+        server.close()
+
+
+def test_a_store_ends_with_its_parent(tmp_path: Path) -> None:
+    script = (
+        "import os\nfrom pathlib import Path\nfrom serving.store.embedded import EmbeddedValkey\n"
+        f"print(EmbeddedValkey(Path({str(tmp_path)!r})).pid, flush=True)\nos._exit(1)\n"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30).stdout)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]:
+        assert time.monotonic() < deadline, "the store outlives its parent"
+        time.sleep(0.02)
 
 
 def test_a_directory_belongs_to_one_server_until_it_ends(tmp_path: Path) -> None:

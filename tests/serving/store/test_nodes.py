@@ -134,6 +134,32 @@ def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
         asyncio.run(main(url))
 
 
+def test_a_replica_that_takes_over_in_a_cluster_is_found(tmp_path: Path) -> None:
+    async def main(url: str) -> None:
+        store = await open_store(url, SCHEMA, options=RedisOptions(replicas=1))
+        await store.record_events([event("e", "ann", 1, 1)])
+        slot = key_slot(version_key(store.keys.tag("ann")).encode())
+        ports = [int(node.rpartition(":")[2]) for node in url.partition("://")[2].split(",")]
+        owner = next(p for p in ports[:3] if redis.Redis(port=p).execute_command("CLUSTER", "COUNTKEYSINSLOT", slot))
+        redis.Redis(port=owner).shutdown(nosave=True, now=True, force=True)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                read = await store.read_rank_inputs("ann", NO_ITEMS, 1.0)
+                break
+            except StoreUnavailable:
+                assert time.monotonic() < deadline, "the replica was not found"
+                await asyncio.sleep(0.1)
+        assert read.history_version == 1, "acknowledged by the replica, so nothing is lost"
+        await store.close()
+        alone = await open_store(url, SCHEMA)
+        assert (await alone.record_events([event("f", "ann", 2, 2)])).versions == {"ann": 2}
+        await alone.close()
+
+    with cluster(tmp_path, replicas=True) as url:
+        asyncio.run(main(url))
+
+
 def test_commands_are_packed_as_the_protocol_says() -> None:
     assert pack_commands([("GET", "é"), ("SET", b"\r\n", 5)]) == (
         b"*2\r\n$3\r\nGET\r\n$2\r\n\xc3\xa9\r\n*3\r\n$3\r\nSET\r\n$2\r\n\r\n\r\n$1\r\n5\r\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,10 @@ from store_fixtures import SCHEMA, cluster, debian_redis, until
 
 from loadtest.store_process import StoreProcess, store_process
 from model.records import feature_dtype
-from serving.store.item_changes import ItemChanges
+from serving.store.keys import user_hash
 from serving.store.open import open_store
 from serving.store.redis_store import RedisStore
+from serving.store.store_changes import StoreChanges
 
 
 class Listener:
@@ -24,6 +25,7 @@ class Listener:
     def __init__(self) -> None:
         self.keys: set[int] = set()
         self.everything = self.doubts = 0
+        self.forgotten: set[str] = set()
 
     def items_changed(self, keys: NDArray[np.int64] | None) -> None:
         if keys is None:
@@ -34,15 +36,18 @@ class Listener:
     def items_doubted(self) -> None:
         self.doubts += 1
 
+    def users_forgotten(self, users: Set[str]) -> None:
+        self.forgotten |= users
+
 
 async def put(store: RedisStore, *keys: int) -> None:
     await store.put_items(np.array(keys), np.zeros(len(keys), feature_dtype(SCHEMA.item_features)))
 
 
-def listening(url: str, scenario: Callable[[RedisStore, Listener, ItemChanges], Awaitable[None]]) -> None:
+def listening(url: str, scenario: Callable[[RedisStore, Listener, StoreChanges], Awaitable[None]]) -> None:
     async def main() -> None:
         store, listener = await open_store(url, SCHEMA), Listener()
-        changes = ItemChanges(store.nodes, store.keys.items, listener)
+        changes = StoreChanges(store, listener)
         task = asyncio.create_task(changes.run())
         try:
             await until(lambda: changes.is_live)
@@ -55,13 +60,16 @@ def listening(url: str, scenario: Callable[[RedisStore, Listener, ItemChanges], 
     asyncio.run(main())
 
 
-async def hears(store: RedisStore, listener: Listener, changes: ItemChanges) -> None:
+async def hears(store: RedisStore, listener: Listener, changes: StoreChanges) -> None:
     assert listener.doubts == 1, "what was read before is not covered"
     await put(store, 1, -7, 2**62)
     await until(lambda: listener.keys == {1, -7, 2**62})
     await store.nodes.exchange([("UNLINK", store.keys.item(5)), ("SET", "unrelated", "x")])
     await store.nodes.exchange([("SET", store.keys.item(5), "x"), ("UNLINK", store.keys.item(5))])
     await until(lambda: 5 in listener.keys)
+    assert listener.keys == {1, -7, 2**62, 5}
+    await store.delete_user("ann")
+    await until(lambda: listener.forgotten == {user_hash("ann")})
     assert listener.keys == {1, -7, 2**62, 5}
     await store.nodes.on_every_node("FLUSHALL")
     await until(lambda: listener.everything > 0)
@@ -84,14 +92,18 @@ def test_on_every_node_of_a_cluster(tmp_path: Path) -> None:
 
 
 def test_a_restarted_server_is_listened_to_again_and_everything_is_forgotten(tmp_path: Path) -> None:
-    def restarting(server: StoreProcess) -> Callable[[RedisStore, Listener, ItemChanges], Awaitable[None]]:
-        async def scenario(store: RedisStore, listener: Listener, changes: ItemChanges) -> None:
+    def restarting(server: StoreProcess) -> Callable[[RedisStore, Listener, StoreChanges], Awaitable[None]]:
+        async def scenario(store: RedisStore, listener: Listener, changes: StoreChanges) -> None:
+            await store.delete_user("ann")
+            await until(lambda: bool(listener.forgotten))
+            listener.forgotten.clear()
             server.kill()
             await until(lambda: not changes.is_live)
             assert listener.doubts == 2
             server.start()
             await until(lambda: changes.is_live)
             assert listener.doubts == 3
+            await until(lambda: listener.forgotten == {user_hash("ann")})  # meanwhile, while nobody could hear it
             await put(store, 4)
             await until(lambda: 4 in listener.keys)
 
@@ -102,10 +114,10 @@ def test_a_restarted_server_is_listened_to_again_and_everything_is_forgotten(tmp
 
 
 def test_a_server_that_falls_silent_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.store.item_changes.SILENCE_S", 0.1)
+    monkeypatch.setattr("serving.store.store_changes.SILENCE_S", 0.1)
 
-    def freezing(server: StoreProcess) -> Callable[[RedisStore, Listener, ItemChanges], Awaitable[None]]:
-        async def scenario(store: RedisStore, listener: Listener, changes: ItemChanges) -> None:
+    def freezing(server: StoreProcess) -> Callable[[RedisStore, Listener, StoreChanges], Awaitable[None]]:
+        async def scenario(store: RedisStore, listener: Listener, changes: StoreChanges) -> None:
             await asyncio.sleep(0.5)
             assert changes.is_live, "a server with nothing to say is not taken for dead"
             server.freeze()

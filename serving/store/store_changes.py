@@ -1,8 +1,9 @@
-"""Hears which item features change in the store, so that near caches can be trusted between two reads.
+"""Hears what changes in the store, so that what is kept of it can be trusted between two reads.
 
-One RESP3 connection per primary with broadcasting ``CLIENT TRACKING`` of the items' prefix: the server
-names every key under it that anybody writes, expires or deletes. While a connection is away nothing is
-known to be current: the listener is told to doubt everything, when tracking is lost and when it is back.
+One RESP3 connection per primary with broadcasting ``CLIENT TRACKING``: the server names every key under a
+tracked prefix that anybody writes, expires or deletes. Tracked are item features and the list of forgotten users.
+While a connection is away nothing is known to be current: the listener is told to doubt all items, when tracking
+is lost and when it is back, and the list, which keeps users for a day, is read again.
 A connection that has been silent is asked for a sign of life, so a frozen server or a dead link shows.
 """
 
@@ -11,13 +12,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+
+from serving.core.errors import StoreUnavailable
+from serving.store.redis_store import RedisStore
 
 SILENCE_S = 1.0
 """Time without a word after which a server is asked, and then time to answer."""
@@ -27,30 +31,28 @@ _LOG = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
-    """Who keeps item features."""
+    """Who keeps item features and states of users."""
 
     def items_changed(self, keys: NDArray[np.int64] | None) -> None:
         """Features of `keys` [N] (None: of all items) have changed."""
         ...
 
     def items_doubted(self) -> None:
-        """Changes may have been missed."""
+        """Changes of item features may have been missed."""
+        ...
+
+    def users_forgotten(self, users: Set[str]) -> None:
+        """These users (by `serving.store.keys.user_hash`) have been deleted from the store."""
         ...
 
 
-class TracksKeys(Protocol):
-    """The servers to listen to (`serving.store.nodes.Nodes`)."""
-
-    async def trackers(self) -> list[Any]:
-        """A new RESP3 connection to every primary."""
-        ...
-
-
-class ItemChanges:
+class StoreChanges:
     """Listens while `run` runs. `is_live`: every primary is listened to."""
 
-    def __init__(self, nodes: TracksKeys, prefix: str, listener: Listener) -> None:
-        self._nodes, self._prefix, self._listener = nodes, prefix, listener
+    def __init__(self, store: RedisStore, listener: Listener) -> None:
+        self._store, self._listener = store, listener
+        self._items, self._forgotten = store.keys.items, store.keys.forgotten.encode()
+        self._to_read = asyncio.Event()
         self.is_live = False
 
     async def run(self) -> None:
@@ -58,11 +60,9 @@ class ItemChanges:
         while True:
             try:
                 await self._listen()
-            except (RedisError, OSError, TimeoutError) as error:
+            except (RedisError, OSError, TimeoutError, StoreUnavailable) as error:
                 if self.is_live:
-                    _LOG.warning(
-                        "tracking of item features is lost (%s); near caches are in doubt", error or type(error).__name__
-                    )
+                    _LOG.warning("tracking of the store is lost (%s); near caches are in doubt", error or type(error).__name__)
             finally:
                 self._lost()
             await asyncio.sleep(RETRY_S)
@@ -74,13 +74,14 @@ class ItemChanges:
 
     async def _listen(self) -> None:
         async with asyncio.timeout(2 * SILENCE_S):
-            connections = await self._nodes.trackers()
+            connections = await self._store.nodes.trackers()
         try:
             async with asyncio.timeout(2 * SILENCE_S):
                 await asyncio.gather(*map(self._subscribe, connections))
             self._listener.items_doubted()  # what was read before is not covered
+            self._to_read.set()
             self.is_live = True
-            await _first_to_end([self._hear(connection) for connection in connections])
+            await _first_to_end([self._read_forgotten(), *(self._hear(connection) for connection in connections)])
         finally:
             for connection in connections:
                 with contextlib.suppress(RedisError, OSError):
@@ -90,7 +91,8 @@ class ItemChanges:
         await connection.connect()
         # redis-py has no public way to hear invalidations on the asyncio client.
         connection._parser.set_invalidation_push_handler(self._changed)
-        await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
+        prefixes = ("PREFIX", self._items, "PREFIX", self._forgotten)
+        await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
         await connection.read_response()
 
     async def _hear(self, connection: Any) -> None:
@@ -110,10 +112,21 @@ class ItemChanges:
         names = message[1]
         if names is None:
             self._listener.items_changed(None)
-        else:
-            tails = [name[len(self._prefix) :] for name in names]
-            self._listener.items_changed(np.array([int(tail) for tail in tails if tail.lstrip(b"-").isdigit()], np.int64))
+            return True
+        if self._forgotten in names:
+            self._to_read.set()
+        tails = [name[len(self._items) :] for name in names if name != self._forgotten]
+        if keys := [int(tail) for tail in tails if tail.lstrip(b"-").isdigit()]:
+            self._listener.items_changed(np.array(keys, np.int64))
         return True
+
+    async def _read_forgotten(self) -> None:
+        """Whenever the list of forgotten users has changed; all of it, since it is short and telling twice is harmless."""
+        while True:
+            await self._to_read.wait()
+            self._to_read.clear()
+            if users := await self._store.forgotten_users():
+                self._listener.users_forgotten(users)
 
 
 async def _first_to_end(coroutines: Sequence[Any]) -> None:
