@@ -1,6 +1,6 @@
 """`make store-check`: the promises of the feature store beside the scoreboard, each measured on a real embedded server.
 
-Hit rate of the near cache against the prediction for Zipf's law, read latency and bytes per user by length of
+Hit rate of the near cache against the prediction for Zipf's law, staleness of item features, read latency and bytes per user by length of
 history, cost of an append as histories grow, loading of item features, and skew between offline preparation
 and the online path on a whole log. The last line is one JSON object with `ok`, the figures and their targets.
 """
@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,14 @@ from model.cli.console import note
 from model.config import parse_yaml
 from model.data.request_log import load_request_log
 from model.history import visible_history
-from model.records import ARRIVAL_MS, ITEM, TIME_MS, event_dtype, missing_records
+from model.records import ARRIVAL_MS, ITEM, TIME_MS, event_dtype, feature_dtype, missing_records
 from model.schema import Schema
 from serving.core.types import UserEvent
 from serving.store.embedded import EmbeddedValkey
 from serving.store.load import load_events, load_items, load_users
 from serving.store.near_cache import OVERHEAD_BYTES, NearCache
 from serving.store.redis_store import RedisStore
+from serving.store.store_changes import StoreChanges
 
 SEED = 20_261_125
 NO_ITEMS = np.empty(0, np.int64)
@@ -134,6 +135,46 @@ async def append_cost(appends: int = 20_000, users: int = 100) -> Check:
     ratio = rates[LENGTHS[0]] / rates[LENGTHS[-1]]
     figures = {f"events_per_s_at_{length}": round(rate) for length, rate in rates.items()} | {"cost_ratio": round(ratio, 2)}
     return Check("append_cost", figures, "an append to 10,000 events costs ≤ 1.5 × one to 100", ratio <= 1.5)
+
+
+class _Hears:
+    """Notes when a near cache would forget an item."""
+
+    def __init__(self) -> None:
+        self.is_told = asyncio.Event()
+        self.heard: dict[int, asyncio.Future[float]] = {}
+
+    def items_changed(self, keys: NDArray[np.int64] | None) -> None:
+        for key in () if keys is None else keys.tolist():
+            if (future := self.heard.get(key)) is not None and not future.done():
+                future.set_result(time.perf_counter())
+
+    def items_doubted(self) -> None:
+        """From here on it hears of every change."""
+        self.is_told.set()
+
+    def users_forgotten(self, users: Set[str]) -> None:
+        """Counts for nothing here."""
+
+
+async def staleness(writes: int = 500) -> Check:
+    """How long after a write of item features has begun a replica's near cache may still serve the old ones."""
+    schema, listener = parse_yaml(Schema, SCHEMA.format(cap=100)), _Hears()
+    seconds = []
+    async with _store(schema) as store:
+        changes = StoreChanges(store, listener)
+        listening = asyncio.create_task(changes.run())
+        await listener.is_told.wait()
+        record = np.zeros(1, feature_dtype(schema.item_features))
+        for key in range(writes):
+            listener.heard[key] = asyncio.get_running_loop().create_future()
+            began = time.perf_counter()
+            await store.put_items(np.array([key]), record)
+            seconds.append(await asyncio.wait_for(listener.heard[key], 10) - began)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+    p50, p99 = (round(1e3 * float(np.quantile(seconds, q)), 3) for q in (0.5, 0.99))
+    return Check("item_staleness", {"p50_ms": p50, "p99_ms": p99, "writes": writes}, "p99 ≤ 100 ms", p99 <= 100)
 
 
 async def load_rate(rows: int = 200_000) -> Check:
@@ -239,7 +280,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="log in Metarank's format for the skew check (default: synthetic)")
     arguments = parser.parse_args()
     checks: list[Check] = []
-    steps: list[Callable[[], Any]] = [reads_and_bytes, append_cost, load_rate, lambda: skew(arguments.data)]
+    steps: list[Callable[[], Any]] = [staleness, reads_and_bytes, append_cost, load_rate, lambda: skew(arguments.data)]
     checks.append(hit_rate())
     for step in steps:
         checks.append(asyncio.run(step()))
