@@ -1,8 +1,8 @@
 """`make store-check`: the promises of the feature store beside the scoreboard, each measured on a real embedded server.
 
-Hit rate of the near cache against the prediction for Zipf's law, staleness of item features, read latency and bytes per user by length of
-history, cost of an append as histories grow, loading of item features, and skew between offline preparation
-and the online path on a whole log. The last line is one JSON object with `ok`, the figures and their targets.
+Hit rate of the near cache against the prediction for Zipf's law, staleness of item features, read latency and bytes
+per user by length of history, cost of an append as histories grow, loading of item features, and skew between offline
+preparation and the online path on a whole log. The last line is one JSON object with `ok`, the figures and their targets.
 """
 
 from __future__ import annotations
