@@ -81,39 +81,41 @@ class FeatureReader:
     ) -> tuple[UserView, ItemRows]:
         """The user's view and the rows of `item_keys` [C]; waits briefly for `min_version`."""
         items, is_absent, stale = self._near.lookup(item_keys)
-        absent, mark = np.flatnonzero(is_absent), self._near.mark()
+        absent = np.flatnonzero(is_absent)
         self._observer.item_cache(len(item_keys) - len(absent), len(absent))
         if stale.any():
             self._read_again(item_keys[stale])
-        if not len(absent):
-            inputs = await self._read_inputs(user_id, _NO_ITEMS, deadline, min_version)
-            return self._view(inputs, now_ms), items
-        claim, rows = self._reads.claim(item_keys[absent]), None
+        if len(absent):
+            inputs, items[absent] = await self._read_missing(user_id, item_keys[absent], deadline)
+        else:
+            inputs = await self._round_trip(user_id, _NO_ITEMS, deadline)
+        return self._view(await self._up_to(min_version, user_id, inputs, deadline), now_ms), items
+
+    async def _read_missing(self, user_id: str, keys: NDArray[np.int64], deadline: float) -> tuple[RankInputs | str, ItemRows]:
+        """The user's inputs, and the rows of items that are not cached [N]: read with them, or by other Ranks meanwhile."""
+        claim, mark, own = self._reads.claim(keys), self._near.mark(), None
         try:
-            inputs = await self._read_inputs(user_id, claim.own.keys, deadline, min_version)
+            inputs = await self._round_trip(user_id, claim.own.keys, deadline)
             if not isinstance(inputs, str):
-                rows = self._encode(claim.own.keys, inputs.items)
-                self._near.insert(claim.own.keys, rows, mark)
+                own = self._encode(claim.own.keys, inputs.items)
+                self._near.insert(claim.own.keys, own, mark)
         finally:
-            self._reads.land(claim.own, rows)
-        if isinstance(inputs, str):
-            items[absent] = self._last_known(item_keys[absent])
-            return self._view(inputs, now_ms), items
-        items[absent[claim.own_positions]] = rows
+            self._reads.land(claim.own, own)
+        if own is None:
+            return inputs, self._last_known(keys)
+        rows = np.empty(len(keys), own.dtype)
+        rows[claim.own_positions] = own
         for read, pairs in claim.others.items():
             asked, there = np.array(pairs).T
-            items[absent[asked]] = await self._read_by_another(read, there, item_keys[absent[asked]], deadline)
-        return self._view(inputs, now_ms), items
+            rows[asked] = await self._read_by_another(read, there, keys[asked], deadline)
+        return inputs, rows
 
-    async def _read_inputs(
-        self, user_id: str, item_keys: NDArray[np.int64], deadline: float, min_version: int
-    ) -> RankInputs | str:
-        """The inputs, at least of `min_version` if they come in time, or why there are none."""
-        inputs = await self._round_trip(user_id, item_keys, deadline)
+    async def _up_to(self, version: int, user_id: str, inputs: RankInputs | str, deadline: float) -> RankInputs | str:
+        """The inputs, read again while the user's history is older than `version`, for a short while."""
         give_up = min(deadline, time.monotonic() + self._options.read_your_writes_s)
-        while isinstance(inputs, RankInputs) and inputs.history_version < min_version and time.monotonic() < give_up:
+        while isinstance(inputs, RankInputs) and inputs.history_version < version and time.monotonic() < give_up:
             await asyncio.sleep(REREAD_PAUSE_S)
-            again = await self._round_trip(user_id, item_keys, deadline)
+            again = await self._round_trip(user_id, _NO_ITEMS, deadline)
             if isinstance(again, str):
                 break  # what was read before is better than nothing
             inputs = again
