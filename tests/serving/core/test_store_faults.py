@@ -64,7 +64,6 @@ def mend(server: StoreProcess, store: RedisStore) -> None:
 FAULTS = [
     Fault("killed", lambda s, _: s.kill(), lambda s, _: s.start(), WITHOUT),
     Fault("frozen", lambda s, _: s.freeze(), lambda s, _: s.thaw(), WITHOUT),
-    Fault("slow", command("CLIENT", "PAUSE", 60_000, "ALL"), command("CLIENT", "UNPAUSE"), WITHOUT),
     Fault("slow to write", command("CLIENT", "PAUSE", 60_000, "WRITE"), command("CLIENT", "UNPAUSE"), {Rung.FULL}),
     Fault("full", command("CONFIG", "SET", "maxmemory", 1), command("CONFIG", "SET", "maxmemory", 0), {Rung.FULL}),
     Fault("read-only", command("REPLICAOF", "127.0.0.1", 1), command("REPLICAOF", "NO", "ONE"), {Rung.FULL}),
