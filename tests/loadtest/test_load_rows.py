@@ -82,6 +82,21 @@ def test_the_slope_of_a_line_under_noise_and_its_error(rng: np.random.Generator)
     assert np.mean(np.abs(found - 0.3) <= 2 * errors) == pytest.approx(0.95, abs=0.05)
 
 
+def test_noise_that_stays_for_a_while_is_not_taken_for_a_slope(rng: np.random.Generator) -> None:
+    usual, known, steps = 0, 0, 40
+    for _ in range(300):
+        noise = rng.standard_normal(steps)
+        for step in range(1, steps):
+            noise[step] += 0.6 * noise[step - 1]
+        found, error = slope(noise.tolist())
+        x = np.arange(steps) - (steps - 1) / 2
+        residual = noise - noise.mean() - found * x
+        usual += abs(found) <= 2 * np.sqrt((residual**2).sum() / (steps - 2) / (x * x).sum())
+        known += abs(found) <= 2 * error
+    assert usual / 300 < 0.75
+    assert known / 300 > 0.8
+
+
 def test_the_error_of_a_constant_can_be_divided_by() -> None:
     found, error = slope([3.0] * 10)
     assert found == 0.0
