@@ -308,19 +308,18 @@ def freshness(run: Run) -> float:
 def slope(values: list[float]) -> tuple[float, float]:
     """Least-squares slope per step and its standard error, never quite zero, so that it can be divided by.
 
-    The larger of two errors: the usual one, and Newey and West's, which knows that neighbouring windows are alike (a busy
-    neighbour on the machine stays for minutes).
+    The error is widened for noise that stays for a while (a busy neighbour on the machine), by the correlation of
+    neighbouring residuals, as for an autoregressive process of order one: √((1 + φ) / (1 − φ)).
     """
     y = np.array(values)
     x = np.arange(len(y)) - (len(y) - 1) / 2
     spread = float((x * x).sum())
     found = float((x * y).sum()) / spread
     residual = y - y.mean() - found * x
-    usual = float((residual**2).sum()) / (len(y) - 2) * spread
-    parts, lags = x * residual, int(4 * (len(y) / 100) ** (2 / 9))
-    alike = sum((1 - lag / (lags + 1)) * float((parts[lag:] * parts[:-lag]).sum()) for lag in range(1, lags + 1))
-    robust = (float((parts**2).sum()) + 2 * alike) * len(y) / (len(y) - 2)
-    return found, max(1e-9, max(usual, robust, 0.0) ** 0.5 / spread)
+    squares = float((residual**2).sum())
+    alike = float((residual[1:] * residual[:-1]).sum()) / max(squares, 1e-18)
+    phi = min(0.9, max(0.0, (len(y) * alike + 1) / (len(y) - 3)))  # less its bias in short series
+    return found, max(1e-9, float(np.sqrt(squares / (len(y) - 2) / spread * (1 + phi) / (1 - phi))))
 
 
 def resident_bytes(pid: int) -> int:

@@ -78,7 +78,7 @@ def test_the_slope_of_a_line_under_noise_and_its_error(rng: np.random.Generator)
     found, errors = np.array(fits).T
     exact = noise / np.sqrt((steps**3 - steps) / 12)  # of least squares on equally spaced steps
     assert found.mean() == pytest.approx(0.3, abs=5 * exact / np.sqrt(repeats))
-    assert errors.mean() == pytest.approx(exact, rel=0.05)
+    assert exact <= errors.mean() <= 1.15 * exact
     assert np.mean(np.abs(found - 0.3) <= 2 * errors) == pytest.approx(0.95, abs=0.05)
 
 
