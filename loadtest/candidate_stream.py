@@ -5,7 +5,7 @@ request of 256 candidates on one thread, all forms in turn in one process, and c
 pairwise over users. A literal form (the paper's Wukong experts) is put beside the best gated form that is no slower.
 The closing JSON line is `ok` when none of the literal forms is better than that by more than chance.
 
-Forms are trained by two processes at a time; half an hour on two cores with the defaults.
+Forms are trained by two processes at a time; forty minutes on two cores with the defaults.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from loadtest.pipeline import CONFIGS, Pipeline
 from model.artifact import Artifact, open_artifact
 from model.cli.console import note, progress_bar
 from model.data.request_log import RequestLog, load_request_log
-from model.data.split import split_requests
 from model.flops import FlopModel
 from model.metrics.bootstrap import difference_interval
 from model.metrics.evaluate import TaskDraws, task_draws
@@ -75,16 +74,6 @@ class Variant:
             exported = stage("export", f"exporting {what}", run, "--repository", self.pipeline.models)
             stage("compile", f"compiling {what}", exported["artifact"], "--precision", precision)
             done.touch()
-
-    def predictions(self, log: RequestLog, requests: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Calibrated probabilities [C, tasks] of the shown items of `requests`, position-free."""
-        from model.training.batches import BatchMaker
-        from model.training.predict import predict_logits
-        from model.training.run import TrainingRun
-
-        run = TrainingRun.open(Path(self.pipeline.path("run")))
-        logits = predict_logits(run.load_model(), BatchMaker(log, run.encoder), requests, calibrated=True)
-        return 1 / (1 + np.exp(-logits.astype(np.float64)))
 
     def _write_config(self) -> Path:
         config = yaml.safe_load((CONFIGS / "candidate_stream.yaml").read_text(encoding="utf-8"))
@@ -132,13 +121,12 @@ class Quality:
 
 def quality(variants: list[Variant], log: RequestLog) -> dict[str, Quality]:
     """By form, on the held-out part."""
-    split = json.loads(Path(variants[0].pipeline.path("run"), "config.json").read_text())["split"]
-    requests = split_requests(log, split).test
+    requests = variants[0].pipeline.held_out(log)
     held_out, found = log.subset(requests), dict[str, list[TaskDraws]]()
     with progress_bar(False) as bar:
         task = bar.add_task("predicting", total=len(variants), note="")
         for variant in variants:
-            drawn = task_draws(variant.predictions(log, requests)[:, 0], held_out)
+            drawn = task_draws(variant.pipeline.twin(log, requests)[:, 0], held_out)
             found.setdefault(variant.form, []).append(drawn)
             bar.advance(task)
     return {

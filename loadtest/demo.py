@@ -73,7 +73,7 @@ class Demo:
         began = time.perf_counter()
         stages = self.bench.run()
         replay = self.bench.replay
-        requests = self.bench.pipeline.held_out(replay, self.bench.requests)
+        requests = self.bench.pipeline.held_out(replay.log)[-self.bench.requests :]
         with self.bench.server() as server, Client(server.address, timeout_s=10) as client:
             self.bench.load(server, requests)
             result = self._replay(client, replay, requests)
@@ -119,7 +119,7 @@ class Demo:
     ) -> dict[str, Any]:
         task, first = next(iter(stages["evaluate"]["tasks"].items()))
         bayes = stages["prepare"].get("bayes", {}).get(task, {})
-        twin = self.bench.pipeline.twin(replay, requests)
+        twin = self.bench.pipeline.twin(replay.log, requests)
         labels = np.concatenate([replay.log.labels[replay.log.shown(r)] for r in requests.tolist()])
         answered = np.concatenate(
             [np.full(replay.log.offsets[r + 1] - replay.log.offsets[r], r in result.predictions) for r in requests]

@@ -39,7 +39,7 @@ class LabelledRequests:
     def from_log(cls, bench: Bench, count: int, seed: int) -> LabelledRequests:
         """The last `count` requests of the test split."""
         replay = bench.replay
-        log, numbers = replay.log, bench.pipeline.held_out(replay, count)
+        log, numbers = replay.log, bench.pipeline.held_out(replay.log)[-count:]
         rng = np.random.default_rng(seed)
         sizes = draw(Workload(rate=100, seconds=100, seed=seed, candidates_mean=MEAN_CANDIDATES)).candidates
         shown, messages = [], []

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.processes import run_stage
-from loadtest.replay import Replay
 from model.cli.console import note
+from model.data.request_log import RequestLog
 from model.data.split import split_requests
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -67,17 +67,17 @@ class Pipeline:
         note(f"[bold]{doing}[/] (kunlun {command} …)")
         return run_stage([command, *arguments])
 
-    def held_out(self, replay: Replay, count: int) -> NDArray[np.int64]:
-        """The last `count` test requests, in log order."""
+    def held_out(self, log: RequestLog) -> NDArray[np.int64]:
+        """The test requests, in log order."""
         split = json.loads((self.workdir / "run" / "config.json").read_text())["split"]
-        return split_requests(replay.log, split).test[-count:]
+        return split_requests(log, split).test
 
-    def twin(self, replay: Replay, requests: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The torch twin's probabilities of the shown items of `requests`, from offline histories."""
+    def twin(self, log: RequestLog, requests: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The torch twin's calibrated probabilities [C, tasks] of the shown items of `requests`, from offline histories."""
         from model.training.batches import BatchMaker
         from model.training.predict import predict_logits
         from model.training.run import TrainingRun
 
         run = TrainingRun.open(self.workdir / "run")
-        logits = predict_logits(run.load_model(), BatchMaker(replay.log, run.encoder), requests, calibrated=True)
+        logits = predict_logits(run.load_model(), BatchMaker(log, run.encoder), requests, calibrated=True)
         return 1 / (1 + np.exp(-logits.astype(np.float64)))

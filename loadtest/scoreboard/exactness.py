@@ -42,7 +42,7 @@ def store_reads_per_rank(bench: Bench) -> Figure:
 
 def online_ne_equals_offline(bench: Bench) -> Figure:
     """Largest relative difference between the server's exported sums and a recomputation from the receipts."""
-    requests = bench.pipeline.held_out(bench.replay, bench.requests)
+    requests = bench.pipeline.held_out(bench.replay.log)[-bench.requests :]
     with bench.server() as server, Client(server.address, timeout_s=10) as client:
         bench.load(server, requests)
         result = bench.replay.run(client, requests, lambda: None)
@@ -66,19 +66,19 @@ def engine_equals_twin(bench: Bench) -> Figure:
     """Scores of `small` over gRPC against the torch twin on random requests; NE change and rank flips on held-out ones."""
     bench = bench.small
     random_requests = bench.replay.randomized(bench.requests, np.random.default_rng(SEED))
-    held_out = bench.pipeline.held_out(bench.replay, bench.requests)
+    held_out = bench.pipeline.held_out(bench.replay.log)[-bench.requests :]
     with bench.server() as server, Client(server.address, timeout_s=10) as client:
         bench.load(server)
         served = [random_requests.served(random_requests.rank(client, n)) for n in range(bench.requests)]
     with bench.server() as server, Client(server.address, timeout_s=10) as client:
         bench.load(server, held_out)
         result = bench.replay.run(client, held_out, lambda: None)
-    twin = bench.pipeline.twin(random_requests, np.arange(bench.requests))
+    twin = bench.pipeline.twin(random_requests.log, np.arange(bench.requests))
     difference = float(np.abs(np.concatenate(served) - twin).max())
     log = bench.replay.log
     labels = np.concatenate([log.labels[log.shown(n)] for n in held_out.tolist()])[:, 0]
     ours = np.concatenate([result.predictions[n] for n in held_out.tolist()])[:, 0]
-    theirs = bench.pipeline.twin(bench.replay, held_out)[:, 0]
+    theirs = bench.pipeline.twin(bench.replay.log, held_out)[:, 0]
     change = abs(NEState.of(ours, labels).normalized_entropy / NEState.of(theirs, labels).normalized_entropy - 1)
     bounds = np.concatenate([[0], np.cumsum(np.diff(log.offsets)[held_out])])
     flips = sum(

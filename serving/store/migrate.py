@@ -25,7 +25,7 @@ from model.schema import EventType, Feature, FeatureKind, IdType, Schema
 from serving.core.errors import StoreUnavailable
 from serving.store.keys import StoreKeys, version_key
 from serving.store.nodes import Command
-from serving.store.redis_store import RedisStore
+from serving.store.redis_store import RedisStore, records_of_bytes
 from serving.store.scripts import REPLACE_HISTORY
 
 SCAN_KEYS = 1000
@@ -226,13 +226,6 @@ def merge_histories(old: Records, new: Records, kept: int, shared: Sequence[str]
     missing = np.array([identity not in known for identity in _identities(old, shared)], bool)
     both = np.concatenate([old[missing], new])
     return both[np.argsort(both[ARRIVAL_MS], kind="stable")][-kept:]
-
-
-def records_of_bytes(value: object, dtype: np.dtype[np.void]) -> Records | None:
-    """A history's records; None when the value is something else."""
-    if not isinstance(value, bytes) or len(value) % dtype.itemsize:
-        return None
-    return np.frombuffer(value, dtype)
 
 
 def _identities(records: Records, shared: Sequence[str]) -> list[bytes]:

@@ -270,8 +270,8 @@ class RedisStore:
 
     def _records(self, reply: Any, dtype: np.dtype[np.void]) -> Records:
         """Records of a history's bytes; a value of the wrong type or width counts as empty."""
-        if isinstance(reply, bytes) and len(reply) % dtype.itemsize == 0:
-            return np.frombuffer(reply, dtype=dtype)
+        if (records := records_of_bytes(reply, dtype)) is not None:
+            return records
         self._raise_if_refused(reply)
         self.stats.corrupt_values += 1
         return np.empty(0, dtype=dtype)
@@ -314,6 +314,11 @@ class RedisStore:
         if isinstance(reply, RedisError) and not is_wrong_type(reply):
             self.stats.failures += 1
             raise StoreUnavailable(f"store: read: {reply}") from reply
+
+
+def records_of_bytes(value: object, dtype: np.dtype[np.void]) -> Records | None:
+    """A history's records; None when the value is something else."""
+    return np.frombuffer(value, dtype) if isinstance(value, bytes) and len(value) % dtype.itemsize == 0 else None
 
 
 def is_wrong_type(reply: Any) -> bool:

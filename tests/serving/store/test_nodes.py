@@ -17,6 +17,7 @@ from redis.retry import Retry
 from store_fixtures import SCHEMA, cluster, debian_server, event, free_ports
 
 from serving.core.errors import StoreUnavailable
+from serving.store.base import RankInputs
 from serving.store.keys import version_key
 from serving.store.nodes import open_nodes, pack_commands, without_secrets
 from serving.store.open import open_store
@@ -60,6 +61,16 @@ def test_tls_and_an_acl_user(tmp_path: Path) -> None:
         asyncio.run(scenario())
 
 
+async def read_once_it_answers(store: RedisStore, user: str, else_say: str) -> RankInputs:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return await store.read_rank_inputs(user, NO_ITEMS, 1.0)
+        except StoreUnavailable:
+            assert time.monotonic() < deadline, else_say
+            await asyncio.sleep(0.1)
+
+
 def test_sentinels_name_the_new_primary(tmp_path: Path) -> None:
     ports = free_ports(3)
     first, second, sentinel = ports
@@ -78,14 +89,7 @@ def test_sentinels_name_the_new_primary(tmp_path: Path) -> None:
         store = await open_store(url, SCHEMA, options=RedisOptions(replicas=1))
         await store.record_events([event("e", "ann", 1, 1)])
         kill.kill()
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                read = await store.read_rank_inputs("ann", NO_ITEMS, 1.0)
-                break
-            except StoreUnavailable:
-                assert time.monotonic() < deadline, "no new primary was found"
-                await asyncio.sleep(0.1)
+        read = await read_once_it_answers(store, "ann", "no new primary was found")
         assert read.history_version == 1, "acknowledged by the replica, so nothing is lost"
         alone = await open_store(url, SCHEMA)  # the old primary is gone, and with it the replica
         assert (await alone.record_events([event("f", "ann", 2, 2)])).versions == {"ann": 2}
@@ -142,14 +146,7 @@ def test_a_replica_that_takes_over_in_a_cluster_is_found(tmp_path: Path) -> None
         ports = [int(node.rpartition(":")[2]) for node in url.partition("://")[2].split(",")]
         owner = next(p for p in ports[:3] if redis.Redis(port=p).execute_command("CLUSTER", "COUNTKEYSINSLOT", slot))
         redis.Redis(port=owner).shutdown(nosave=True, now=True, force=True)
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                read = await store.read_rank_inputs("ann", NO_ITEMS, 1.0)
-                break
-            except StoreUnavailable:
-                assert time.monotonic() < deadline, "the replica was not found"
-                await asyncio.sleep(0.1)
+        read = await read_once_it_answers(store, "ann", "the replica was not found")
         assert read.history_version == 1, "acknowledged by the replica, so nothing is lost"
         await store.close()
         alone = await open_store(url, SCHEMA)
