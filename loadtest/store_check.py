@@ -149,7 +149,10 @@ class _Hears:
             if (future := self.heard.get(key)) is not None and not future.done():
                 future.set_result(time.perf_counter())
 
-    def items_doubted(self) -> None:
+    def users_changed(self, users: Set[str] | None) -> None:
+        """Counts for nothing here."""
+
+    def features_doubted(self) -> None:
         """From here on it hears of every change."""
         self.is_told.set()
 

@@ -130,7 +130,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         stack.push_async_callback(ranker.close)
         changes = StoreChanges(store, ranker)
         metrics.warms_up(lambda: ranker.cold_shapes)
-        metrics.tracks_items(lambda: changes.is_live)
+        metrics.tracks_features(lambda: changes.is_live)
         await stack.enter_async_context(_in_background(changes.run(), "tracking of the store"))
         signer = ReceiptSigner(*keys, max_age_s=config.attribution_window_s)
         await stack.enter_async_context(_online_ne(config, artifact, store, metrics))

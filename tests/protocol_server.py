@@ -125,6 +125,9 @@ class FixedScorer:
     def items_changed(self, keys: np.ndarray | None) -> None:
         self.changed += [] if keys is None else keys.tolist()
 
+    def users_stored(self, user_ids: Sequence[str]) -> None:
+        self.changed += user_ids
+
 
 class ProtocolServer:
     """A running server; `run` executes a coroutine on its loop."""

@@ -1,4 +1,4 @@
-"""What one Rank reads: item features through the near cache, the rest in one store round trip.
+"""What one Rank reads: features through the near caches, the rest in one store round trip.
 
 Items that have outlived their time in the cache are served once more and read again in the background.
 Whatever is read, cold or again, is read once however many Ranks ask for it meanwhile.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from serving.core.item_reads import ItemRead, ItemReads
 from serving.core.observer import Observer
 from serving.core.options import CoreOptions
 from serving.core.types import Overrides
+from serving.core.user_features import UserFeatureCache, UserFeatures
 from serving.store.base import FeatureStore, RankInputs
 from serving.store.near_cache import NearCache
 
@@ -68,6 +69,7 @@ class FeatureReader:
         self._schema = schema = host.schema
         self._item_dtype, self._user_dtype = feature_dtype(schema.item_features), feature_dtype(schema.user)
         self._near = NearCache(host.item_dtype, int(options.item_cache_mb * 1e6), options.item_ttl_s, options.item_stale_s)
+        self._users = UserFeatureCache(self._user_dtype, int(options.user_cache_mb * 1e6), options.user_ttl_s)
         self._reads = ItemReads()
         self._stale: set[int] = set()  # to be read again
         self._refresh: asyncio.Task[None] | None = None
@@ -80,22 +82,29 @@ class FeatureReader:
         self, user_id: str, item_keys: NDArray[np.int64], now_ms: int, deadline: float, min_version: int = 0
     ) -> tuple[UserView, ItemRows]:
         """The user's view and the rows of `item_keys` [C]; waits briefly for `min_version`."""
+        user, mark = self._users.lookup(user_id), self._users.mark()
+        self._observer.user_features(user is not None)
         items, is_absent, stale = self._near.lookup(item_keys)
         absent = np.flatnonzero(is_absent)
         self._observer.item_cache(len(item_keys) - len(absent), len(absent))
         if stale.any():
             self._read_again(item_keys[stale])
         if len(absent):
-            inputs, items[absent] = await self._read_missing(user_id, item_keys[absent], deadline)
+            inputs, items[absent] = await self._read_missing(user_id, item_keys[absent], deadline, user is None)
         else:
-            inputs = await self._round_trip(user_id, _NO_ITEMS, deadline)
-        return self._view(await self._up_to(min_version, user_id, inputs, deadline), now_ms), items
+            inputs = await self._round_trip(user_id, _NO_ITEMS, deadline, user is None)
+        if isinstance(inputs, str):
+            return self._unread(user or self._users.last_known(user_id), inputs), items
+        user = user or self._users.insert(user_id, inputs.user, mark)
+        return self._view(user, await self._up_to(min_version, user_id, inputs, deadline), now_ms), items
 
-    async def _read_missing(self, user_id: str, keys: NDArray[np.int64], deadline: float) -> tuple[RankInputs | str, ItemRows]:
+    async def _read_missing(
+        self, user_id: str, keys: NDArray[np.int64], deadline: float, with_user: bool
+    ) -> tuple[RankInputs | str, ItemRows]:
         """The user's inputs, and the rows of items that are not cached [N]: read with them, or by other Ranks meanwhile."""
         claim, mark, own = self._reads.claim(keys), self._near.mark(), None
         try:
-            inputs = await self._round_trip(user_id, claim.own.keys, deadline)
+            inputs = await self._round_trip(user_id, claim.own.keys, deadline, with_user)
             if not isinstance(inputs, str):
                 own = self._encode(claim.own.keys, inputs.items)
                 self._near.insert(claim.own.keys, own, mark)
@@ -110,12 +119,12 @@ class FeatureReader:
             rows[asked] = await self._read_by_another(read, there, keys[asked], deadline)
         return inputs, rows
 
-    async def _up_to(self, version: int, user_id: str, inputs: RankInputs | str, deadline: float) -> RankInputs | str:
+    async def _up_to(self, version: int, user_id: str, inputs: RankInputs, deadline: float) -> RankInputs:
         """The inputs, read again while the user's history is older than `version`, for a short while."""
         give_up = min(deadline, time.monotonic() + self._options.read_your_writes_s)
-        while isinstance(inputs, RankInputs) and inputs.history_version < version and time.monotonic() < give_up:
+        while inputs.history_version < version and time.monotonic() < give_up:
             await asyncio.sleep(REREAD_PAUSE_S)
-            again = await self._round_trip(user_id, _NO_ITEMS, deadline)
+            again = await self._round_trip(user_id, _NO_ITEMS, deadline, with_user=False)
             if isinstance(again, str):
                 break  # what was read before is better than nothing
             inputs = again
@@ -144,8 +153,13 @@ class FeatureReader:
         self._near.forget(keys)
         self._reads.forget(keys)
 
-    def items_doubted(self) -> None:
-        """Changes of item features in the store may have been missed."""
+    def users_changed(self, users: Set[str] | None) -> None:
+        """Features of these users (by `user_hash`; None: of all) have changed in the store."""
+        self._users.forget(users)
+
+    def features_doubted(self) -> None:
+        """Changes of features in the store may have been missed."""
+        self._users.doubt()
         self._near.doubt()
         self._reads.forget(None)
 
@@ -178,7 +192,7 @@ class FeatureReader:
         finally:
             self._refresh = None
 
-    async def _round_trip(self, user_id: str, missing: NDArray[np.int64], deadline: float) -> RankInputs | str:
+    async def _round_trip(self, user_id: str, missing: NDArray[np.int64], deadline: float, with_user: bool) -> RankInputs | str:
         """The inputs, or why there are none."""
         started = time.monotonic()
         if started < self._skip_until:
@@ -188,7 +202,7 @@ class FeatureReader:
             self._skip_until = started + self._options.store_retry_s
         timeout_s = self._timeout_s(deadline)
         try:
-            inputs = await self._store.read_rank_inputs(user_id, missing, timeout_s)
+            inputs = await self._store.read_rank_inputs(user_id, missing, timeout_s, with_user=with_user)
         except StoreUnavailable as error:
             now = time.monotonic()
             self._failed(started, now)
@@ -211,19 +225,15 @@ class FeatureReader:
         if silent and self._failures >= self._options.store_failures:
             self._skip_until = now + self._options.store_retry_s
 
-    def _view(self, inputs: RankInputs | str, now_ms: int) -> UserView:
-        if isinstance(inputs, str):
-            return self._nobody(inputs)
+    def _view(self, user: UserFeatures, inputs: RankInputs, now_ms: int) -> UserView:
         histories = {event.name: visible_history(inputs.histories[event.name], event, now_ms) for event in self._schema.events}
-        has_features = inputs.user is not None
-        user = inputs.user if inputs.user is not None else missing_records(self._user_dtype, 1)
         newest = newest_event_ms(list(histories.values()))
-        return UserView(user, has_features, histories, newest, inputs.history_version)
+        return UserView(user.record, user.is_stored, histories, newest, inputs.history_version)
 
-    def _nobody(self, fault: str) -> UserView:
-        """A user of whom nothing could be read."""
+    def _unread(self, user: UserFeatures, fault: str) -> UserView:
+        """A user whose histories could not be read."""
         histories = {event.name: missing_records(event_dtype(event), 0) for event in self._schema.events}
-        return UserView(missing_records(self._user_dtype, 1), False, histories, None, 0, fault)
+        return UserView(user.record, user.is_stored, histories, None, 0, fault)
 
 
 def overridden(records: Records, overrides: Overrides | None) -> Records:

@@ -53,6 +53,9 @@ class Observer(Protocol):
     def item_cache(self, hits: int, misses: int) -> None:
         """Candidates of a request found in the near cache (stale ones included), and those that were not."""
 
+    def user_features(self, hit: bool) -> None:
+        """A request found its user's features in the near cache, or not."""
+
     def missing_feature(self, group: str, feature: str, count: int) -> None:
         """`count` records of a group (`item`, `user`) lacked a feature when they were made into inputs: its default is used."""
 

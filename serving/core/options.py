@@ -28,7 +28,8 @@ class CoreOptions(StrictModel):
     `user_state_cache_mb`: memory for user states, least recently used first out.
     `item_cache_mb`, `item_ttl_s`: near cache of item features and of the graph inputs made of them (both in the bound).
     Changes in the store are heard of; the time to live is for what is not. `item_stale_s`: how long after it a row is still
-    used while it is read again in the background.
+    used while it is read again in the background. `user_cache_mb`, `user_ttl_s`: the same for features of users, which are
+    read again by the next Rank.
     `store_budget_share`: share of the remaining deadline that the store read may take.
     `store_timeout_s`: and its upper bound. `store_retry_s`: pause after `store_failures` failed reads in a row and
     `store_timeout_s` without an answer, during which requests are answered without the store at once; one read probes after it.
@@ -53,6 +54,8 @@ class CoreOptions(StrictModel):
     item_cache_mb: Annotated[float, Field(gt=0)] = 128.0
     item_ttl_s: Annotated[float, Field(gt=0)] = 60.0
     item_stale_s: Annotated[float, Field(ge=0)] = 60.0
+    user_cache_mb: Annotated[float, Field(gt=0)] = 32.0
+    user_ttl_s: Annotated[float, Field(gt=0)] = 60.0
     store_budget_share: Share = 0.5
     store_timeout_s: Annotated[float, Field(gt=0)] = 0.5
     store_failures: Annotated[int, Field(ge=1)] = 3

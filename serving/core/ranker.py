@@ -161,11 +161,13 @@ class Ranker:
 
     def users_forgotten(self, users: Set[str]) -> None:
         """These users (by `user_hash`) have been deleted from the store, by whichever replica."""
+        self._reader.users_changed(users)
         for user_id in {*self._states.users(), *self._flights.users()}:
             if user_hash(user_id) in users:
                 self._forget(user_id)
 
     def _forget(self, user_id: str) -> None:
+        self._reader.users_changed({user_hash(user_id)})
         self._states.forget(user_id)
         self._flights.forget(user_id)
 
@@ -173,9 +175,17 @@ class Ranker:
         """Item features of `keys` (None: of all items) have changed in the store."""
         self._reader.items_changed(keys)
 
-    def items_doubted(self) -> None:
-        """Changes of item features in the store may have been missed."""
-        self._reader.items_doubted()
+    def users_changed(self, users: Set[str] | None) -> None:
+        """Features of these users (by `user_hash`; None: of all) have changed in the store."""
+        self._reader.users_changed(users)
+
+    def users_stored(self, user_ids: Sequence[str]) -> None:
+        """Features of these users have been stored by this process; the store's own word comes a moment later."""
+        self._reader.users_changed({user_hash(user_id) for user_id in user_ids})
+
+    def features_doubted(self) -> None:
+        """Changes of features in the store may have been missed."""
+        self._reader.features_doubted()
 
     def refusal(self, deadline: float, priority: Priority = Priority.NORMAL) -> Overloaded | None:
         """Why a request that must be answered by `deadline` would be refused at once, before more is known of it."""

@@ -119,6 +119,9 @@ class ServingMetrics:
             ("outcome",),
             registry=registry,
         )
+        self._user_lookups = Counter(
+            "kunlun_user_cache_lookups", "Lookups in the near cache of user features.", ("outcome",), registry=registry
+        )
         self._missing = Counter(
             "kunlun_missing_features",
             "Records read from the store that lacked a feature when they were made into model inputs.",
@@ -145,10 +148,10 @@ class ServingMetrics:
         text = "Tensor shapes that engine slots have not run yet; they are warmed up in the background."
         Gauge("kunlun_engine_cold_shapes", text, registry=self.registry).set_function(lambda: float(cold_shapes()))
 
-    def tracks_items(self, is_live: Callable[[], bool]) -> None:
-        """`is_live`: whether changes of item features in the store are heard of."""
-        text = "1 while changes of item features in the store are heard of; else near caches age by their time to live alone."
-        Gauge("kunlun_item_tracking", text, registry=self.registry).set_function(lambda: float(is_live()))
+    def tracks_features(self, is_live: Callable[[], bool]) -> None:
+        """`is_live`: whether changes of features in the store are heard of."""
+        text = "1 while changes of features in the store are heard of; else near caches age by their time to live alone."
+        Gauge("kunlun_feature_tracking", text, registry=self.registry).set_function(lambda: float(is_live()))
 
     def _window_gauges(self) -> None:
         for name, text, read in (
@@ -254,6 +257,10 @@ class ServingMetrics:
         """Candidates of one request."""
         self._child(self._item_lookups, "hit").inc(hits)
         self._child(self._item_lookups, "miss").inc(misses)
+
+    def user_features(self, hit: bool) -> None:
+        """One lookup."""
+        self._child(self._user_lookups, "hit" if hit else "miss").inc()
 
     def missing_feature(self, group: str, feature: str, count: int) -> None:
         """Records without this feature."""

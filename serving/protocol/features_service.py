@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,18 +28,22 @@ class StoresFeatures(Protocol):
         ...
 
 
-class HearsOfItems(Protocol):
-    """The part of the core that keeps item features."""
+class HearsOfFeatures(Protocol):
+    """The part of the core that keeps features."""
 
     def items_changed(self, keys: NDArray[np.int64] | None) -> None:
         """Item features of `keys` have changed in the store."""
+        ...
+
+    def users_stored(self, user_ids: Sequence[str]) -> None:
+        """Features of these users have been stored."""
         ...
 
 
 class FeaturesService(features_pb2_grpc.FeaturesServicer):
     """Answers `kunlun.v1.Features`."""
 
-    def __init__(self, store: StoresFeatures, core: HearsOfItems, schema: Schema) -> None:
+    def __init__(self, store: StoresFeatures, core: HearsOfFeatures, schema: Schema) -> None:
         self._store, self._core, self._schema = store, core, schema
         self._items = ColumnReader(schema, schema.item_features, "an item feature")
         self._users = ColumnReader(schema, schema.user, "a user feature")
@@ -64,4 +69,5 @@ class FeaturesService(features_pb2_grpc.FeaturesServicer):
         if len(set(users)) < len(users):
             raise InvalidField("user_ids", "distinct users", f"{len(users) - len(set(users))} repeated")
         await self._store.put_users(users, self._users.records("features", message.features, len(users)))
+        self._core.users_stored(users)
         return features_pb2.PutUsersResponse(stored=len(users))

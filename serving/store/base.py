@@ -24,7 +24,7 @@ class RankInputs:
 
     `histories`: per event type the newest `read_window(cap)` records in arrival order (possibly
     empty). `history_version` grows with every stored event of the user (0: no events).
-    `user` is None when the user has no stored features. `items`/`items_found`: feature records of
+    `user` is None when the user has no stored features, or they were not asked for. `items`/`items_found`: feature records of
     the asked keys [N] and whether each was stored.
     """
 
@@ -40,7 +40,9 @@ class FeatureStore(Protocol):
 
     public_url: str
 
-    async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
+    async def read_rank_inputs(
+        self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float, *, with_user: bool = True
+    ) -> RankInputs:
         """One pipelined round trip: user features, all histories, the features of `item_keys` (may be empty)."""
         ...
 

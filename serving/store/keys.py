@@ -1,9 +1,11 @@
 """Names of the store's keys. All keys of one user carry the same hash tag, so a Cluster keeps them on one node.
 
+Feature records begin with a prefix of their own: replicas listen to what is written there (`store_changes`).
+
 ``<prefix>:{<user>}:h:<event>:<layout>``  history: fixed-width records in arrival order
 ``<prefix>:{<user>}:v``                   history version: events ever stored for this user
 ``<prefix>:{<user>}:d:<layouts>``         8-byte hashes of these histories' newest event ids (deduplication window)
-``<prefix>:{<user>}:u:<layout>``          user feature record
+``<prefix>:u:<layout>:{<user>}``          user feature record
 ``<prefix>:i:<layout>:<item key>``        item feature record
 ``<prefix>:outcomes``                     stream of reported outcomes
 ``<prefix>:forgotten``                    sorted set: users (their hashes) who were deleted, by time in ms
@@ -32,6 +34,7 @@ class StoreKeys:
             for e in schema.events
         }
         self._user = f"u:{record_version(feature_dtype(schema.user), schema.user, schema.hash)}"
+        self.users = f"{prefix}:{self._user}:"
         self._window = f"d:{xxhash.xxh3_64_hexdigest(' '.join(sorted(self._histories.values())).encode())[:8]}"
         self.layouts = f"{prefix}:layouts"
         self.own_layouts = (*self._histories.values(), self._user, self._window)
@@ -39,7 +42,7 @@ class StoreKeys:
         self.items = f"{prefix}:i:{items}:"
 
     def tag(self, user_id: str) -> str:
-        """The common beginning of a user's keys."""
+        """The common beginning of a user's keys, but of the features'."""
         return f"{self.prefix}:{{{user_hash(user_id)}}}:"
 
     def history(self, tag: str, event: str) -> str:
@@ -49,8 +52,12 @@ class StoreKeys:
         """The deduplication window: another schema's histories have another, since they hold other events."""
         return tag + self._window
 
-    def user(self, tag: str) -> str:
-        return tag + self._user
+    def user(self, user_id: str) -> str:
+        return f"{self.users}{{{user_hash(user_id)}}}"
+
+    def of_layout(self, user_id: str, layout: str) -> str:
+        """A user's key by one of the names in `layouts`."""
+        return f"{self.prefix}:{layout}:{{{user_hash(user_id)}}}" if layout.startswith("u:") else self.tag(user_id) + layout
 
     def item(self, key: int) -> str:
         return f"{self.items}{key}"

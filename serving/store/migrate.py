@@ -64,10 +64,10 @@ class _HistoryMove:
 
 @dataclass(frozen=True)
 class _RecordMove:
-    """Which keys hold feature records, the key that each of them moves to, and the features before and after."""
+    """How the keys of feature records begin, before and after, and the features in them."""
 
-    pattern: str
-    renamed: Callable[[str], str]
+    source: str
+    target: str
     before: Sequence[Feature]
     after: Sequence[Feature]
 
@@ -91,8 +91,10 @@ class Migration:
         for event in self._new.events:
             if (before := old_events.get(event.name)) is not None:
                 await self._histories(before, event, progress)
-        await self._users(progress)
-        await self._items(progress)
+        users = _RecordMove(self._old_keys.users, self._store.keys.users, self._old.user, self._new.user)
+        items = _RecordMove(self._old_keys.items, self._store.keys.items, self._old.item_features, self._new.item_features)
+        self.report.users += await self._records("user", users, progress)
+        self.report.items += await self._records("item_features", items, progress)
         return self.report
 
     @property
@@ -101,7 +103,7 @@ class Migration:
         keys, old = self._store.keys, self._old_keys
         names = {e.name for e in self._old.events} & {e.name for e in self._new.events}
         layouts = [(old.history("", name), keys.history("", name)) for name in names]
-        return sum(a != b for a, b in [*layouts, (old.user(""), keys.user("")), (old.items, keys.items)])
+        return sum(a != b for a, b in [*layouts, (old.users, keys.users), (old.items, keys.items)])
 
     async def _histories(self, before: EventType, after: EventType, progress: Report) -> None:
         source, target = self._old_keys.history("", before.name), self._store.keys.history("", after.name)
@@ -146,27 +148,15 @@ class Migration:
         self.report.histories += sum(change for change, one in zip(changes, done, strict=True) if one)
         return [tag for tag, one in zip(users, done, strict=True) if not one]
 
-    async def _users(self, progress: Report) -> None:
-        source, target = self._old_keys.user(""), self._store.keys.user("")
-        if source != target:
-            pattern = f"{self._store.keys.prefix}:*:{source}"
-            move = _RecordMove(pattern, lambda key: key.removesuffix(source) + target, self._old.user, self._new.user)
-            self.report.users += await self._records("user", move, progress)
-
-    async def _items(self, progress: Report) -> None:
-        source, target = self._old_keys.items, self._store.keys.items
-        if source != target:
-            before, after = self._old.item_features, self._new.item_features
-            move = _RecordMove(f"{source}*", lambda key: target + key.removeprefix(source), before, after)
-            self.report.items += await self._records("item_features", move, progress)
-
     async def _records(self, where: str, move: _RecordMove, progress: Report) -> int:
         """Convert feature records; returns how many were written."""
+        if move.source == move.target:
+            return 0
         shared, written = self._shared(where, move.before, move.after), 0
         old_dtype, dtype = feature_dtype(move.before), feature_dtype(move.after)
         if not old_dtype.itemsize or not dtype.itemsize:
             return 0
-        async for names in self._store.nodes.scan(move.pattern, SCAN_KEYS):
+        async for names in self._store.nodes.scan(f"{move.source}*", SCAN_KEYS):
             for keys in _parts([name.decode() for name in names]):
                 found = await self._store.execute([("GET", key) for key in keys], "migrate")
                 given = {key: value for key, value in zip(keys, found, strict=True) if value is not None}
@@ -175,9 +165,8 @@ class Migration:
                 if not fitting:
                     continue
                 records = converted_records(np.frombuffer(b"".join(fitting.values()), old_dtype), dtype, shared)
-                sets = [
-                    ("SET", move.renamed(key), record.tobytes(), "NX") for key, record in zip(fitting, records, strict=True)
-                ]
+                targets = (move.target + key.removeprefix(move.source) for key in fitting)
+                sets = [("SET", name, record.tobytes(), "NX") for name, record in zip(targets, records, strict=True)]
                 written += sum(reply is not None for reply in await self._store.execute(sets, "migrate"))
                 if self._delete_old:
                     await self._store.execute([("UNLINK", key) for key in fitting], "migrate")

@@ -1,4 +1,4 @@
-"""Near cache of what is known of items, one row per item key: bounded in bytes, with a time to live.
+"""Near cache of what is known of items or users, one row per key: bounded in bytes, with a time to live.
 
 One owner (the event loop), no locks. A row holds whatever its owner has made of the store's answer,
 "no features" included. Rows live in one array; a dict maps keys to slots, so a lookup is one pass of
@@ -28,7 +28,7 @@ _MOST_CHANGES = 100_000
 
 
 class NearCache:
-    """Caches rows of `dtype` by item key."""
+    """Caches rows of `dtype` by key."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class NearCache:
         stale_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stale_s = stale_s
+        self.dtype, self._stale_s = dtype, stale_s
         self._changes, self._all_changed = 0, 0
         self._changed: dict[int, int] = {}
         self.capacity = max(16, max_bytes // (dtype.itemsize + OVERHEAD_BYTES))

@@ -82,28 +82,30 @@ class RedisStore:
         self._windows = [(n, str(-read_window(e.cap) * dtype.itemsize)) for n, (e, dtype) in self._events.items()]
         self.nodes: Nodes = open_nodes(url, max_connections=self.options.max_connections, timeout_s=self.options.timeout_s)
 
-    async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
+    async def read_rank_inputs(
+        self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float, *, with_user: bool = True
+    ) -> RankInputs:
         """See `FeatureStore`: one pipeline, one round trip."""
-        tag = self.keys.tag(user_id)
+        tag, with_user = self.keys.tag(user_id), with_user and self._user_dtype.itemsize > 0
         # The version before the histories: a write in between then makes the histories newer than the version, never older.
         commands: list[Command] = [("GET", version_key(tag))]
         for name, start in self._windows:
             commands.append(("GETRANGE", self.keys.history(tag, name), start, "-1"))
-        commands.append(("GET", self.keys.user(tag)))
+        if with_user:
+            commands.append(("GET", self.keys.user(user_id)))
         if len(item_keys):
             commands.append(("MGET", *map(self.keys.item, item_keys.tolist())))
         self.stats.reads += 1
         replies = await self._guard(self.nodes.exchange(commands), timeout_s, "read")
-        version, user = replies[0], replies[len(self._events) + 1]
         histories = {
             name: self._records(reply, dtype)
             for (name, (_, dtype)), reply in zip(self._events.items(), replies[1:], strict=False)
         }
         items, found = self._items(replies[-1] if len(item_keys) else [], len(item_keys))
         return RankInputs(
-            user=self._one_record(user, self._user_dtype),
+            user=self._one_record(replies[len(self._events) + 1], self._user_dtype) if with_user else None,
             histories=histories,
-            history_version=self._version(version),
+            history_version=self._version(replies[0]),
             items=items,
             items_found=found,
         )
@@ -141,14 +143,13 @@ class RedisStore:
 
     async def put_users(self, user_ids: Sequence[str], records: Records) -> None:
         """See `FeatureStore`."""
-        await self._put([self.keys.user(self.keys.tag(u)) for u in user_ids], records)
+        await self._put([self.keys.user(u) for u in user_ids], records)
 
     async def delete_user(self, user_id: str) -> bool:
         """See `FeatureStore`."""
         (known,) = await self._write([("SMEMBERS", self.keys.layouts)], self.options.timeout_s, "delete user")
         layouts = {name.decode() for name in known} | set(self.keys.own_layouts)
-        tag = self.keys.tag(user_id)
-        names = [version_key(tag), *(tag + layout for layout in sorted(layouts))]
+        names = [version_key(self.keys.tag(user_id)), *(self.keys.of_layout(user_id, layout) for layout in sorted(layouts))]
         (deleted,) = await self._write([("UNLINK", *names)], self.options.timeout_s, "delete user")
         now, forgotten = time.time_ns() // 1_000_000, self.keys.forgotten  # last: who hears of it finds nothing any more
         tell: list[Command] = [("ZADD", forgotten, now, user_hash(user_id))]

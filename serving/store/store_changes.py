@@ -1,9 +1,9 @@
 """Hears what changes in the store, so that what is kept of it can be trusted between two reads.
 
 One RESP3 connection per primary with broadcasting ``CLIENT TRACKING``: the server names every key under a
-tracked prefix that anybody writes, expires or deletes. Tracked are item features and the list of forgotten users.
-While a connection is away nothing is known to be current: the listener is told to doubt all items, when tracking
-is lost and when it is back, and the list, which keeps users for a day, is read again.
+tracked prefix that anybody writes, expires or deletes. Tracked are the features of items and of users and the list of
+forgotten users. While a connection is away nothing is known to be current: the listener is told to doubt all features,
+when tracking is lost and when it is back, and the list, which keeps users for a day, is read again.
 A connection that has been silent is asked for a sign of life, so a frozen server or a dead link shows.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Sequence, Set
 from typing import Any, Protocol
 
@@ -27,22 +28,27 @@ SILENCE_S = 1.0
 """Time without a word after which a server is asked, and then time to answer."""
 
 RETRY_S = 0.2
+_USER = re.compile(rb"\{[0-9a-f]{32}\}")
 _LOG = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
-    """Who keeps item features and states of users."""
+    """Who keeps features and states of users; users go by `serving.store.keys.user_hash`."""
 
     def items_changed(self, keys: NDArray[np.int64] | None) -> None:
         """Features of `keys` [N] (None: of all items) have changed."""
         ...
 
-    def items_doubted(self) -> None:
-        """Changes of item features may have been missed."""
+    def users_changed(self, users: Set[str] | None) -> None:
+        """Features of these users (None: of all users) have changed."""
+        ...
+
+    def features_doubted(self) -> None:
+        """Changes of features may have been missed."""
         ...
 
     def users_forgotten(self, users: Set[str]) -> None:
-        """These users (by `serving.store.keys.user_hash`) have been deleted from the store."""
+        """These users have been deleted from the store."""
         ...
 
 
@@ -51,7 +57,8 @@ class StoreChanges:
 
     def __init__(self, store: RedisStore, listener: Listener) -> None:
         self._store, self._listener = store, listener
-        self._items, self._forgotten = store.keys.items, store.keys.forgotten.encode()
+        self._items, self._users = store.keys.items.encode(), store.keys.users.encode()
+        self._forgotten = store.keys.forgotten.encode()
         self._to_read = asyncio.Event()
         self.is_live = False
 
@@ -70,7 +77,7 @@ class StoreChanges:
     def _lost(self) -> None:
         if self.is_live:
             self.is_live = False
-            self._listener.items_doubted()
+            self._listener.features_doubted()
 
     async def _listen(self) -> None:
         async with asyncio.timeout(2 * SILENCE_S):
@@ -78,7 +85,7 @@ class StoreChanges:
         try:
             async with asyncio.timeout(2 * SILENCE_S):
                 await asyncio.gather(*map(self._subscribe, connections))
-            self._listener.items_doubted()  # what was read before is not covered
+            self._listener.features_doubted()  # what was read before is not covered
             self._to_read.set()
             self.is_live = True
             await _first_to_end([self._read_forgotten(), *(self._hear(connection) for connection in connections)])
@@ -91,7 +98,7 @@ class StoreChanges:
         await connection.connect()
         # redis-py has no public way to hear invalidations on the asyncio client.
         connection._parser.set_invalidation_push_handler(self._changed)
-        prefixes = ("PREFIX", self._items, "PREFIX", self._forgotten)
+        prefixes = [word for prefix in (self._items, self._users, self._forgotten) for word in ("PREFIX", prefix)]
         await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
         await connection.read_response()
 
@@ -112,12 +119,16 @@ class StoreChanges:
         names = message[1]
         if names is None:
             self._listener.items_changed(None)
+            self._listener.users_changed(None)
             return True
         if self._forgotten in names:
             self._to_read.set()
-        tails = [name[len(self._items) :] for name in names if name != self._forgotten]
-        if keys := [int(tail) for tail in tails if tail.lstrip(b"-").isdigit()]:
+        items = [name[len(self._items) :] for name in names if name.startswith(self._items)]
+        if keys := [int(tail) for tail in items if tail.lstrip(b"-").isdigit()]:
             self._listener.items_changed(np.array(keys, np.int64))
+        users = (name[len(self._users) :] for name in names if name.startswith(self._users))
+        if hashes := {tail[1:-1].decode() for tail in users if _USER.fullmatch(tail)}:
+            self._listener.users_changed(hashes)
         return True
 
     async def _read_forgotten(self) -> None:

@@ -45,6 +45,8 @@ class SilentObserver:
 
     def item_cache(self, hits: int, misses: int) -> None: ...
 
+    def user_features(self, hit: bool) -> None: ...
+
     def missing_feature(self, group: str, feature: str, count: int) -> None: ...
 
     def store_read(self, seconds: float, outcome: str) -> None: ...
@@ -93,6 +95,9 @@ class Recorder(SilentObserver):
     def item_cache(self, hits: int, misses: int) -> None:
         self.counts["item hit"] += hits
         self.counts["item miss"] += misses
+
+    def user_features(self, hit: bool) -> None:
+        self.counts["user hit" if hit else "user miss"] += 1
 
     def missing_feature(self, group: str, feature: str, count: int) -> None:
         self.counts[f"missing {group}.{feature}"] += count

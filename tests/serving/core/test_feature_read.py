@@ -59,7 +59,9 @@ class ItemStore:
         items = np.concatenate([missing_records(self._dtype, 0), *answer.values()])
         return items, np.array([key in self._stored for key in answer], bool)
 
-    async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
+    async def read_rank_inputs(
+        self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float, *, with_user: bool = True
+    ) -> RankInputs:
         answer = self._answer(item_keys.tolist())
         self.said |= answer
         histories = {e.name: missing_records(event_dtype(e), 0) for e in self._schema.events}

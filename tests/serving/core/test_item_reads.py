@@ -35,7 +35,9 @@ class GatedStore:
         records["popularity"] = keys + self.edition
         return records
 
-    async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
+    async def read_rank_inputs(
+        self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float, *, with_user: bool = True
+    ) -> RankInputs:
         self.asked.update(item_keys.tolist())
         items = self._items(item_keys)
         await self.gates.setdefault(user_id, asyncio.Event()).wait()

@@ -30,6 +30,7 @@ from serving.core.types import Overrides, Priority, RecordedEvents, Rung, UserEv
 from serving.engines.base import Engine, Session, Tensors
 from serving.engines.open import open_engine
 from serving.store.base import FeatureStore, RankInputs
+from serving.store.keys import user_hash
 from serving.store.open import EMBEDDED, open_store
 from serving.store.store_changes import StoreChanges
 
@@ -182,6 +183,7 @@ def test_sent_user_features_win_over_stored_ones(play: Any) -> None:
         plain = await ranker.rank(request(world.schema, "eve", ALL))
         sent = await ranker.rank(request(world.schema, "eve", ALL, user_overrides=Overrides(records, ("age",))))
         await world.store.put_users(["eve"], records)
+        ranker.users_stored(["eve"])
         stored = await ranker.rank(request(world.schema, "eve", ALL))
         assert not np.array_equal(by_candidate(plain), by_candidate(sent))
         # time since the newest event is unknown in all three, so equal features mean equal bits
@@ -266,7 +268,9 @@ class SlowStore:
         self.gate.set()
         self.shut_after = -1  # reads until the gate shuts by itself; negative: never
 
-    async def read_rank_inputs(self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float) -> RankInputs:
+    async def read_rank_inputs(
+        self, user_id: str, item_keys: NDArray[np.int64], timeout_s: float, *, with_user: bool = True
+    ) -> RankInputs:
         if self.shut_after == 0:
             self.gate.clear()
         self.shut_after -= 1
@@ -274,7 +278,7 @@ class SlowStore:
             await asyncio.wait_for(self.gate.wait(), timeout_s)
         except TimeoutError as error:
             raise StoreUnavailable("store: read: the gate is shut") from error
-        return await self._store.read_rank_inputs(user_id, item_keys, timeout_s)
+        return await self._store.read_rank_inputs(user_id, item_keys, timeout_s, with_user=with_user)
 
     async def record_events(self, events: Sequence[UserEvent]) -> RecordedEvents:
         return await self._store.record_events(events)
@@ -494,6 +498,43 @@ def test_changed_item_features_are_read_again_and_stale_ones_in_the_background(p
         assert await misses() == 2
         ranker.items_changed(None)
         assert await misses() == len(items)
+
+    play(scenario)
+
+
+def test_user_features_are_cached_until_they_change(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        ranker, recorder = await world.ranker(OPTIONS.model_copy(update={"store_timeout_s": 0.3}))
+        age = missing_records(feature_dtype(world.schema.user), 1)
+
+        async def scores() -> NDArray[np.float32]:
+            return by_candidate(await ranker.rank(request(world.schema, "una", ALL, budget_s=5.0)))
+
+        async def put(years: float) -> None:
+            age["age"] = years
+            await world.store.put_users(["una"], age)
+
+        none = await scores()
+        await put(20.0)
+        assert np.array_equal(await scores(), none), "that there were no features is cached, too"
+        ranker.users_changed({user_hash("somebody else")})
+        assert np.array_equal(await scores(), none)
+        assert (recorder.counts["user hit"], recorder.counts["user miss"]) == (2, 1)
+        ranker.users_changed({user_hash("una")})
+        twenty = await scores()
+        assert not np.array_equal(twenty, none)
+        await put(60.0)
+        ranker.features_doubted()
+        sixty = await scores()
+        assert not np.array_equal(sixty, twenty)
+        ranker.features_doubted()
+        world.store.server.close()
+        down = await ranker.rank(request(world.schema, "una", ALL, budget_s=5.0))
+        assert down.rung is not Rung.FULL
+        assert np.array_equal(by_candidate(down), sixty), "the last known ones serve while the store is down"
+        await asyncio.gather(ranker.forget_user("una"), return_exceptions=True)
+        ranker.users_forgotten({user_hash("una")})
+        assert np.array_equal(await scores(), none), "but not those of a user who was deleted"
 
     play(scenario)
 

@@ -50,6 +50,7 @@ def test_users_are_stored(server: ProtocolServer, client: Client) -> None:
     assert feature is not None
     assert client.put_users(["ann", "bob"], {feature: [30.0, 40.0]}) == 2
     assert stored(server, "bob")[2][feature].tolist() == [40.0]
+    assert server.scorer.changed[-2:] == ["ann", "bob"]
 
 
 def test_what_does_not_fit_is_named_and_not_stored(server: ProtocolServer, client: Client) -> None:

@@ -41,20 +41,21 @@ def test_a_deleted_user_is_gone_and_others_stay(kind: str, tmp_path: Path) -> No
 def test_records_of_older_schemas_are_deleted_too() -> None:
     data = SCHEMA.model_dump()
     data["events"][0]["attributes"] = []
-    data["user"] = []
+    data["user"] = [*data["user"], {"name": "height", "kind": "numeric"}]
     older = Schema.model_validate(data)
 
     async def scenario(url: str) -> None:
         before = await open_store(url, older)
         record = np.zeros(1, before._events["click"][1])
         await before.record_events([event("a", "ann", 1, 1).__class__("a", "ann", "click", record)])
+        await before.put_users(["ann"], np.zeros(1, feature_dtype(older.user)))
         await before.close()
         store = await open_store(url, SCHEMA)
         await store.record_events([event("b", "ann", 1, 1)])
         assert await store.delete_user("ann")
         await store.close()
         client = redis.Redis.from_url(url)
-        assert client.keys("*}:*") == []
+        assert client.keys("*{*") == []
         client.close()
 
     with embedded() as url:

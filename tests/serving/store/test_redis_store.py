@@ -222,7 +222,7 @@ def test_wrong_data_in_a_key_counts_as_missing(url: str) -> None:
         tag = store.keys.tag("ann")
         client.set(store.keys.history(tag, "click"), b"not a record")
         client.lpush(store.keys.history(tag, "impression"), "wrong type")
-        client.set(store.keys.user(tag), b"short")
+        client.set(store.keys.user("ann"), b"short")
         client.set(version_key(tag), b"text")
         client.set(store.keys.item(5), b"x")
         read = await store.read_rank_inputs("ann", np.array([5]), 1.0)

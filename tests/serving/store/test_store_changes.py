@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from store_fixtures import SCHEMA, cluster, debian_redis, until
+from store_fixtures import SCHEMA, cluster, debian_redis, event, until
 
 from loadtest.store_process import StoreProcess, store_process
 from model.records import feature_dtype
@@ -26,6 +26,7 @@ class Listener:
         self.keys: set[int] = set()
         self.everything = self.doubts = 0
         self.forgotten: set[str] = set()
+        self.users: set[str] = set()
 
     def items_changed(self, keys: NDArray[np.int64] | None) -> None:
         if keys is None:
@@ -33,7 +34,10 @@ class Listener:
         else:
             self.keys |= set(keys.tolist())
 
-    def items_doubted(self) -> None:
+    def users_changed(self, users: Set[str] | None) -> None:
+        self.users |= users or set()
+
+    def features_doubted(self) -> None:
         self.doubts += 1
 
     def users_forgotten(self, users: Set[str]) -> None:
@@ -68,8 +72,13 @@ async def hears(store: RedisStore, listener: Listener, changes: StoreChanges) ->
     await store.nodes.exchange([("SET", store.keys.item(5), "x"), ("UNLINK", store.keys.item(5))])
     await until(lambda: 5 in listener.keys)
     assert listener.keys == {1, -7, 2**62, 5}
+    await store.put_users(["ann", "bob"], np.zeros(2, feature_dtype(SCHEMA.user)))
+    await until(lambda: listener.users == {user_hash("ann"), user_hash("bob")})
+    listener.users.clear()
+    await store.record_events([event("e", "ann", 1, 1)])
     await store.delete_user("ann")
     await until(lambda: listener.forgotten == {user_hash("ann")})
+    assert listener.users == {user_hash("ann")}, "histories are not listened to"
     assert listener.keys == {1, -7, 2**62, 5}
     await store.nodes.on_every_node("FLUSHALL")
     await until(lambda: listener.everything > 0)
