@@ -58,8 +58,11 @@ def population_stability_index(reference: NDArray[np.floating], observed: NDArra
     if not r.sum() > 0 or not o.sum() > 0:
         return math.nan
     r, o = r / r.sum(), o / o.sum()
-    group = np.minimum(((np.cumsum(r) - r) / _LEAST_SHARE).astype(np.int64), round(1 / _LEAST_SHARE) - 1)
-    return _psi(np.bincount(group, r), np.bincount(group, o))
+    groups = round(1 / _LEAST_SHARE)
+    group = np.minimum(((np.cumsum(r) - r) * groups).astype(np.int64), groups - 1)
+    both = np.zeros((2, groups))
+    np.add.at(both, (slice(None), group), np.stack([r, o]))
+    return _psi(both[0], both[1])
 
 
 def rate_stability_index(reference: float, positives: float, examples: float) -> float:
