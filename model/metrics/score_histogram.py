@@ -60,9 +60,8 @@ def population_stability_index(reference: NDArray[np.floating], observed: NDArra
     r, o = r / r.sum(), o / o.sum()
     groups = round(1 / _LEAST_SHARE)
     group = np.minimum(((np.cumsum(r) - r) * groups).astype(np.int64), groups - 1)
-    both = np.zeros((2, groups))
-    np.add.at(both, (slice(None), group), np.stack([r, o]))
-    return _psi(both[0], both[1])
+    members = group == np.arange(groups)[:, None]
+    return _psi(members @ r, members @ o)
 
 
 def rate_stability_index(reference: float, positives: float, examples: float) -> float:
