@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from loadtest.pipeline import CONFIGS, Pipeline
 from loadtest.processes import RunningServer, serving
-from loadtest.prometheus_text import scrape, total
+from loadtest.prometheus_text import REPORTED, scrape, total
 from loadtest.replay import Replay
 from model.artifact import open_artifact
 from serving.config import ServerConfig, artifact_path
@@ -66,14 +66,19 @@ class Bench:
         return Replay(Path(self.pipeline.path("data")))
 
     @contextmanager
-    def server(self, settings: Mapping[str, Any] | None = None) -> Iterator[RunningServer]:
-        """A fresh server with an empty embedded store; `settings`: of its configuration, over the bench's own."""
+    def server(self, settings: Mapping[str, Any] | None = None, name: str = "") -> Iterator[RunningServer]:
+        """A fresh server with an empty embedded store; `settings`: of its configuration, over the bench's own.
+
+        `name` keeps several at a time apart.
+        """
         self.build()
+        workdir = self.pipeline.workdir / name
+        workdir.mkdir(exist_ok=True)
         own: dict[str, Any] = {"repository": self.pipeline.models, "port": 0, "metrics_port": 0, "default_deadline_ms": 30_000}
         own["front_end"] = self.front_end
-        config = self.pipeline.workdir / "server.yaml"
+        config = workdir / "server.yaml"
         config.write_text(yaml.safe_dump(own | dict(settings or {})), encoding="utf-8")
-        with serving(["--config", str(config)], self.pipeline.workdir) as running:
+        with serving(["--config", str(config)], workdir) as running:
             yield running
 
     def level_shares(self, users: NDArray[np.int64]) -> tuple[float, ...]:
@@ -103,7 +108,7 @@ class Bench:
         """Until the server has counted `impressions` for every task."""
         deadline = time.monotonic() + 30
         expected = impressions * len(self.replay.log.schema.tasks)
-        while total(scrape(f"http://{server.metrics}/metrics"), "kunlun_online_examples_total") < expected:
+        while total(scrape(f"http://{server.metrics}/metrics"), "kunlun_online_examples_total", **REPORTED) < expected:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"online NE did not reach {expected} examples within 30 s")
             time.sleep(0.05)

@@ -27,7 +27,7 @@ from kunlun.values import RankReply
 from loadtest.bench import Bench
 from loadtest.pipeline import Pipeline
 from loadtest.processes import RunningServer, StageFailed
-from loadtest.prometheus_text import scrape, total
+from loadtest.prometheus_text import REPORTED, scrape, total
 from loadtest.replay import Replay, ReplayResult
 from model.cli.console import note, progress_bar
 from model.metrics.normalized_entropy import NEState
@@ -107,7 +107,8 @@ class Demo:
         """The server's own NE over all slices, once it has consumed every reported impression."""
         self.bench.wait_for_outcomes(server, impressions)
         samples = scrape(f"http://{server.metrics}/metrics")
-        return float(np.mean([s.value for s in samples if s.name == "kunlun_online_ne" and s.labels["slice"] == "*"]))
+        found = [s.value for s in samples if s.name == "kunlun_online_ne" and REPORTED.items() <= s.labels.items()]
+        return float(np.mean(found))
 
     def _quality(
         self,

@@ -34,7 +34,7 @@ def run_stage(arguments: Sequence[str], timeout_s: float = 900) -> dict[str, Any
     return figures
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunningServer:
     """A started server: where it listens, and its process id."""
 
@@ -42,11 +42,18 @@ class RunningServer:
     metrics: str
     store: str
     pid: int
+    is_killed: bool = False
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self.is_killed = True
+        os.kill(self.pid, signal.SIGKILL)
 
 
 @contextmanager
 def serving(arguments: Sequence[str], workdir: Path, timeout_s: float = 120) -> Iterator[RunningServer]:
-    """Start ``kunlun serve``, wait until it is ready, and stop it gracefully at the end."""
+    """Start ``kunlun serve``, wait until it is ready, and stop it gracefully at the end; one at a time in a `workdir`."""
+    workdir.mkdir(parents=True, exist_ok=True)
     ready, log = workdir / "server.ready", workdir / "server.log"
     ready.unlink(missing_ok=True)
     with log.open("w") as output:
@@ -63,9 +70,10 @@ def serving(arguments: Sequence[str], workdir: Path, timeout_s: float = 120) -> 
                 raise StageFailed("kunlun serve did not become ready:\n" + log.read_text()[-2000:])
             time.sleep(0.02)
         facts = json.loads(ready.read_text())
-        yield RunningServer(facts["address"], facts["metrics"], facts["store"], facts["pid"])
+        server = RunningServer(facts["address"], facts["metrics"], facts["store"], facts["pid"])
+        yield server
         process.send_signal(signal.SIGTERM)
-        if process.wait(timeout=30) != 0:
+        if process.wait(timeout=30) != 0 and not server.is_killed:
             raise StageFailed(f"kunlun serve ended with status {process.returncode}:\n" + log.read_text()[-2000:])
     finally:
         if process.poll() is None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
+REPORTED = {"slice": "*", "maturity": "provisional"}
+"""Labels of online sums over everything that has been reported."""
+
 
 @dataclass(frozen=True)
 class Sample:

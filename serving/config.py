@@ -63,6 +63,10 @@ class ServerConfig(StrictModel):
     the disk before it is acknowledged; `everysec`: a crash of the machine, not of the process, may lose a second),
     `attribution_window_s` for outcomes.
 
+    Feedback: of the replicas with `feedback: consume` one at a time counts the outcomes of all and exports online NE, as those
+    with `report` do, which leave the counting to others (`kunlun feedback` does nothing else); `off`: neither. Gauges are
+    over `online_window_s`.
+
     Limits: `default_deadline_ms` for calls without one, `max_message_bytes` of a request,
     `max_concurrent_calls`, `max_connection_age_s` (0: for ever) after which clients are asked to
     reconnect, so that balancers rebalance.
@@ -96,6 +100,8 @@ class ServerConfig(StrictModel):
     data_sync: Literal["always", "everysec"] = "everysec"
     ingest: IngestConfig | None = None
     attribution_window_s: Annotated[float, Field(gt=0)] = 7 * 86_400.0
+    feedback: Literal["consume", "report", "off"] = "consume"
+    online_window_s: Annotated[float, Field(ge=60)] = 3600.0
 
     default_deadline_ms: Annotated[int, Field(ge=1)] = 1000
     max_message_bytes: Annotated[int, Field(ge=1024)] = 4 << 20

@@ -30,8 +30,8 @@ from serving.core.ranker import Ranker
 from serving.engines.base import Engine
 from serving.engines.cache import default_cache
 from serving.engines.open import open_engine
-from serving.feedback.consumer import OutcomeConsumer
-from serving.feedback.online_ne import OnlineNE
+from serving.feedback.consumer import FeedbackConsumer
+from serving.feedback.figures import FigureReader
 from serving.feedback.receipt import ReceiptSigner
 from serving.ingest.ingestion import Ingestion
 from serving.ingest.redis_stream import RedisStreamSource
@@ -46,9 +46,8 @@ from serving.protocol.guard import Guard
 from serving.protocol.outcome_messages import OutcomeMessages
 from serving.protocol.rank_messages import RankMessages
 from serving.protocol.ranker_service import RankerService
-from serving.store.base import FeatureStore
 from serving.store.open import open_store
-from serving.store.redis_store import RedisOptions
+from serving.store.redis_store import RedisOptions, RedisStore
 from serving.store.store_changes import StoreChanges
 from serving.transport import Health, bind, open_grpc_server
 from serving.tuning.calibrate_slots import best_split
@@ -133,7 +132,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         metrics.tracks_features(lambda: changes.is_live)
         await stack.enter_async_context(_in_background(changes.run(), "tracking of the store"))
         signer = ReceiptSigner(*keys, max_age_s=config.attribution_window_s)
-        await stack.enter_async_context(_online_ne(config, artifact, store, metrics))
+        await stack.enter_async_context(feedback(config, artifact, store, metrics))
 
         guard = Guard(config.max_message_bytes, metrics)
         guard.refusal, guard.refused = ranker.refusal, metrics.refused
@@ -222,15 +221,19 @@ def _open_engine(config: ServerConfig, artifact: Artifact) -> Engine:
 
 
 @contextlib.asynccontextmanager
-async def _online_ne(
-    config: ServerConfig, artifact: Artifact, store: FeatureStore, metrics: ServingMetrics
-) -> AsyncIterator[None]:
-    """Online NE from the store's outcome stream while the block runs."""
+async def feedback(config: ServerConfig, artifact: Artifact, store: RedisStore, metrics: ServingMetrics) -> AsyncIterator[None]:
+    """Counts outcomes and exports what they come to while the block runs, as far as `config.feedback` says."""
     tasks = tuple(task.name for task in artifact.schema.tasks)
-    aggregator = OnlineNE(tasks, window_ms=int(config.attribution_window_s * 1000))
-    consumer = OutcomeConsumer(store, aggregator)
-    metrics.add_collector(OnlineNECollector(aggregator, consumer, tasks, artifact.manifest.version))
-    async with _in_background(consumer.run(), "online NE"):
+    window_ms, shown_ms = round(config.attribution_window_s * 1000), round(config.online_window_s * 1000)
+    async with contextlib.AsyncExitStack() as stack:
+        if config.feedback == "consume":
+            consumer = FeedbackConsumer(store, tasks, window_ms, shown_ms)
+            metrics.consumes_feedback(lambda: consumer.is_owner)
+            await stack.enter_async_context(_in_background(consumer.run(), "feedback consumer"))
+        if config.feedback != "off":
+            reader = FigureReader(store, shown_ms)
+            metrics.add_collector(OnlineNECollector(lambda: reader.figures, tasks, artifact.manifest.version, {}))
+            await stack.enter_async_context(_in_background(reader.run(), "online NE"))
         yield
 
 

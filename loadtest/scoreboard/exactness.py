@@ -10,7 +10,7 @@ import redis
 
 from kunlun.client import Client
 from loadtest.bench import Bench
-from loadtest.prometheus_text import scrape, total
+from loadtest.prometheus_text import REPORTED, scrape, total
 from loadtest.replay import Replay
 from loadtest.scoreboard.figure import Figure, Row
 from model.metrics.normalized_entropy import NEState
@@ -22,19 +22,19 @@ SEED = 20_261_123
 
 
 def store_reads_per_rank(bench: Bench) -> Figure:
-    """Reads the store's server processed while Ranks ran; the outcome consumer's own reads are taken out."""
+    """Reads the store's server processed while Ranks ran; what the feedback consumer reads is none of theirs, so it is off."""
     replay = bench.replay.randomized(bench.requests + 1, np.random.default_rng(SEED))
-    with bench.server() as server, Client(server.address, timeout_s=10) as client:
+    with bench.server({"feedback": "off"}) as server, Client(server.address, timeout_s=10) as client:
         bench.load(server)
         replay.rank(client, bench.requests)  # opens the connections; their handshakes are no reads of a Rank
         store = redis.Redis.from_url(server.store)
         counts: list[int] = []
         for _ in ("cold", "warm"):  # first with a cold near cache, then again with a warm one
-            before, consumed = _reads(store)
+            before, signs = _reads(store)
             for number in range(bench.requests):
                 replay.rank(client, number)
-            after, consumed_after = _reads(store)
-            counts.append((after - before) - (consumed_after - consumed) - 1)
+            after, signs_after = _reads(store)
+            counts.append((after - before) - (signs_after - signs) - 1)
         store.close()
     value = max(counts) / bench.requests
     return Figure(round(value, 4), value <= 1.0, {"ranks": 2 * bench.requests, "cold_and_warm_reads": counts})
@@ -55,7 +55,7 @@ def online_ne_equals_offline(bench: Bench) -> Figure:
         for task in range(labels.shape[1]):
             offline = offline + NEState.of(result.predictions[number][:, task], labels[:, task])
     differences = {
-        name: abs(total(samples, f"kunlun_online_{name}_total") - value) / max(abs(value), 1e-12)
+        name: abs(total(samples, f"kunlun_online_{name}_total", **REPORTED) - value) / max(abs(value), 1e-12)
         for name, value in vars(offline).items()
     }
     worst = max(differences.values())
@@ -160,10 +160,9 @@ def _scores(bench: Bench, replay: Replay, order: np.ndarray, threads: int) -> di
 
 
 def _reads(store: redis.Redis) -> tuple[int, int]:
-    """Reads the server processed, and how many of them were none of a Rank: the outcome consumer's, and signs of life."""
+    """Reads the server processed, and how many of them were signs of life."""
     info = store.info("everything")  # one read, so that two counts differ by one besides what was measured
-    others = sum(int(info.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("xread", "ping"))
-    return int(info["total_reads_processed"]), others
+    return int(info["total_reads_processed"]), int(info.get("cmdstat_ping", {"calls": 0})["calls"])
 
 
 EXACTNESS = (

@@ -17,6 +17,7 @@ LOG_ODDS_LIMIT = 12.0
 BINS = 192
 """Of width 1/8 between probabilities of 6e-6 and 1 - 6e-6; the outermost bins also hold what is beyond."""
 
+Counts = NDArray[np.integer] | NDArray[np.floating]
 _LEAST_SHARE = 0.05
 _SMOOTHING = 1e-4
 
@@ -34,7 +35,7 @@ def score_histogram(predictions: NDArray[np.floating]) -> NDArray[np.int64]:
     return np.bincount(score_bins(predictions), minlength=BINS)
 
 
-def histogram_auc(impressions: NDArray[np.integer], positives: NDArray[np.integer]) -> float:
+def histogram_auc(impressions: Counts, positives: Counts) -> float:
     """AUC from counts [BINS] of all impressions and of the positives among them; a pair within a bin counts one half.
 
     NaN while there are no positives or no negatives.
@@ -48,7 +49,7 @@ def histogram_auc(impressions: NDArray[np.integer], positives: NDArray[np.intege
     return float(positive @ (below + negative / 2) / pairs)
 
 
-def population_stability_index(reference: NDArray[np.floating], observed: NDArray[np.integer]) -> float:
+def population_stability_index(reference: Counts, observed: Counts) -> float:
     """PSI = Σ (o - r) · ln(o / r) over shares of both histograms [BINS]; NaN while either is empty.
 
     Neighbouring bins are first joined until each holds 5 % of the reference. The usual reading: below 0.1 stable,

@@ -1,58 +1,208 @@
-"""Reads the outcome stream from the store and feeds online NE.
+"""The feedback consumer: takes outcomes from the stream, counts what is new, and lets minutes mature.
 
-One task per replica; every replica reads the whole stream, so each exports the same fleet-wide sums.
-On start it reads from the beginning, which rebuilds the sums after a restart as far as the stream
-reaches (it is bounded by length). A store that is away is waited for with growing pauses; nothing is skipped.
+One consumer at a time, the owner of a lease, in some replica or a process of its own; the others wait for theirs. It
+keeps nothing between two batches: bitmaps and sums are read, revised and committed in the store
+(`serving.store.feedback_state`) together with the place in the stream, so it may die at any moment.
+
+A minute matures when no outcome for its lists can come any more: a whole attribution window after its end, and
+`SLACK_MS` for clocks that differ and writes under way. Time is that of the stream: behind a backlog nothing matures.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from serving.core.errors import StoreUnavailable
-from serving.feedback.online_ne import OnlineNE
-from serving.feedback.outcome import decode_outcome
-from serving.store.base import FeatureStore
+from serving.feedback.ledger import MINUTE_MS, Batch, ReceiptKey, Revision, Seen, Slices, receipt_key
+from serving.feedback.outcome import Outcome, decode_outcome
+from serving.feedback.sums import Kind, Sums, add, decode_key, decode_sums, encode_key, encode_sums
+from serving.store.feedback_state import (
+    MATURED,
+    REPORTED,
+    VERSIONS,
+    Changes,
+    FeedbackState,
+    Place,
+    bucket_hash,
+    seen_hash,
+)
+from serving.store.redis_store import RedisStore
 
 _LOG = logging.getLogger(__name__)
-_BATCH = 512
+BATCH = 256
+SLACK_MS = 60_000
+LEASE_S = 5.0
+MATURE_AT_ONCE = 60
 _BLOCK_MS = 500
 _YIELD_EVERY = 8
 _MAX_PAUSE_S = 5.0
 
 
-class OutcomeConsumer:
-    """Owns the position in the stream. `applied` and `unreadable` count entries."""
+def now_ms() -> int:
+    """Wall clock, ms since the epoch."""
+    return time.time_ns() // 1_000_000
 
-    def __init__(self, store: FeatureStore, online_ne: OnlineNE) -> None:
-        self._store, self._online_ne = store, online_ne
-        self._position = "0"
-        self.applied = self.unreadable = 0
+
+class FeedbackConsumer:
+    """Consumes for `tasks`. `window_ms`: how long after serving outcomes count; `kept_ms`: how long matured minutes stay."""
+
+    def __init__(
+        self,
+        store: RedisStore,
+        tasks: Sequence[str],
+        window_ms: int,
+        kept_ms: int,
+        *,
+        lease_s: float = LEASE_S,
+        clock: Callable[[], int] = now_ms,
+    ) -> None:
+        self._store, self._tasks, self._window_ms, self._clock = store, tuple(tasks), window_ms, clock
+        self._kept = kept_ms // MINUTE_MS
+        self._state, self._lease_s = FeedbackState(store, lease_s), lease_s
+        self._place = Place()
+        self.is_owner = False
 
     async def run(self) -> None:
-        """Consume until cancelled."""
+        """Consume until cancelled; gives the lease back then."""
         pause_s = 0.05
-        while True:
-            try:
-                entries = await self._store.read_outcomes(self._position, _BATCH, _BLOCK_MS)
-                pause_s = 0.05
-            except StoreUnavailable as error:
-                _LOG.warning("outcome stream: %s; trying again in %.2f s", error, pause_s)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-                continue
-            for number, (position, data) in enumerate(entries, start=1):
-                self._apply(data)
-                self._position = position
-                if number % _YIELD_EVERY == 0:
-                    await asyncio.sleep(0)  # Ranks share this loop
-            await asyncio.sleep(0)
-
-    def _apply(self, data: bytes) -> None:
         try:
-            self._online_ne.apply(decode_outcome(data))
-            self.applied += 1
-        except ValueError as error:
-            self.unreadable += 1
-            _LOG.warning("%s", error)
+            while True:
+                try:
+                    if await self._state.acquire():
+                        await self._own()
+                    pause_s = self._lease_s / 5
+                except (StoreUnavailable, ValueError) as error:  # ValueError: what lies in the store is not ours
+                    _LOG.warning("feedback: %s; trying again in %.2f s", error, pause_s)
+                    pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+                finally:
+                    self.is_owner = False
+                await asyncio.sleep(pause_s)
+        finally:
+            with contextlib.suppress(StoreUnavailable):
+                await self._state.release()
+
+    async def _own(self) -> None:
+        """Work until somebody else has the lease."""
+        self._place = await self._state.place()
+        self.is_owner = True
+        while True:
+            asked_ms = self._clock()
+            entries = await self._store.read_outcomes(self._place.position, BATCH, _BLOCK_MS)
+            drained = len(entries) < BATCH
+            if entries and not await self._consume(entries, drained):
+                return
+            if not entries and not await self._state.acquire():
+                return
+            # What is not read yet was stored after `asked_ms`, or behind the last entry.
+            reached_ms = asked_ms if drained else int(entries[-1][0].partition("-")[0])
+            if not await self._mature(reached_ms):
+                return
+
+    async def _consume(self, entries: Sequence[tuple[str, bytes]], drained: bool) -> bool:
+        """Count a batch; False when another consumer has taken over."""
+        outcomes = [_decoded(data) for _, data in entries]
+        keys = {receipt_key(outcome) for outcome in outcomes if outcome is not None}
+        reported = [decode_key(name) for name in await self._names(REPORTED)]
+        slices = Slices({key.detail for key in reported if key.kind is Kind.NE})
+        batch = Batch(self._tasks, self._window_ms, await self._seen(keys), slices, self._place.first_open)
+        for number, outcome in enumerate(outcomes, start=1):
+            if outcome is None:
+                batch.unreadable()
+            else:
+                batch.add(outcome)
+            if number % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)  # Ranks share this loop
+        changes = await self._changes(batch.finish())
+        heard = {o.served.model_version.encode(): str(o.reported_ms).encode() for o in outcomes if o is not None}
+        changes.hashes[VERSIONS] = heard
+        after = replace(self._place, position=entries[-1][0])
+        return await self._commit(after, changes, self._store.options.outcomes_kept if drained else 0)
+
+    async def _names(self, name: str) -> list[bytes]:
+        (found,) = await self._state.read([name])
+        return list(found)
+
+    async def _seen(self, keys: set[ReceiptKey]) -> dict[ReceiptKey, Seen]:
+        """Bitmaps of these receipts, those that are known."""
+        wanted: dict[str, list[bytes]] = {}
+        for key in keys:
+            wanted.setdefault(seen_hash(key.minute), []).append(key.identity)
+        found = await self._state.read_fields(wanted)
+        return {
+            key: Seen.decode(found[seen_hash(key.minute)][key.identity])
+            for key in keys
+            if key.identity in found[seen_hash(key.minute)]
+        }
+
+    async def _changes(self, revision: Revision) -> Changes:
+        """The revision with what is stored added, since a commit sets fields."""
+        sums = {bucket_hash(minute): bucket for minute, bucket in revision.buckets.items()} | {REPORTED: revision.reported}
+        changes = Changes(minutes=set(revision.buckets))
+        changes.hashes = await self._added(sums)
+        for key, seen in revision.seen.items():
+            changes.hashes.setdefault(seen_hash(key.minute), {})[key.identity] = seen.encode()
+            changes.minutes.add(key.minute)
+        return changes
+
+    async def _added(self, sums: Mapping[str, Sums]) -> dict[str, dict[bytes, bytes]]:
+        """Fields of the stored hashes that `sums` touch, with `sums` added."""
+        stored = await self._state.read_fields({name: [encode_key(key) for key in own] for name, own in sums.items()})
+        added = {}
+        for name, own in sums.items():
+            total = decode_sums(stored.get(name, {}))
+            add(total, own)
+            added[name] = encode_sums(total)
+        return added
+
+    async def _mature(self, reached_ms: int) -> bool:
+        """Let minutes mature and old ones go; False when another consumer has taken over."""
+        first_open = (reached_ms - self._window_ms - SLACK_MS) // MINUTE_MS
+        while self._place.first_open < first_open:
+            ripe = await self._state.minutes(self._place.first_open, first_open - 1)
+            ripe = ripe[:MATURE_AT_ONCE]
+            until = ripe[-1] + 1 if len(ripe) == MATURE_AT_ONCE else first_open
+            old = await self._state.minutes(0, until - 1 - self._kept)
+            total: Sums = {}
+            for found in await self._state.read([bucket_hash(minute) for minute in ripe]):
+                add(total, decode_sums(found))
+                await asyncio.sleep(0)
+            changes = Changes(gone=set(old), dropped=[*map(seen_hash, ripe), *map(bucket_hash, old)])
+            changes.hashes = await self._added({MATURED: total}) if total else {}
+            for name, fields in (await self._retired(reached_ms)).items():
+                changes.hashes.setdefault(name, {}).update(fields)
+            if not await self._commit(replace(self._place, first_open=until), changes):
+                return False
+        return True
+
+    async def _retired(self, reached_ms: int) -> dict[str, dict[bytes, bytes]]:
+        """Fields to delete: sums of versions of which nothing has been heard since their last minute matured."""
+        before_ms = reached_ms - 2 * self._window_ms - self._kept * MINUTE_MS - SLACK_MS
+        versions, *hashes = await self._state.read([VERSIONS, REPORTED, MATURED])
+        silent = {name for name, heard_ms in versions.items() if int(heard_ms) < before_ms}
+        if not silent:
+            return {}
+        deleted = {VERSIONS: dict.fromkeys(silent, b"")}
+        for name, found in zip((REPORTED, MATURED), hashes, strict=True):
+            deleted[name] = {f: b"" for f in found if decode_key(f).version.encode() in silent}
+        return deleted
+
+    async def _commit(self, after: Place, changes: Changes, keep: int = 0) -> bool:
+        place = await self._state.commit(self._place, after, changes, keep)
+        if place is None:
+            _LOG.info("feedback: another consumer has taken over")
+            return False
+        self._place = place
+        return True
+
+
+def _decoded(data: bytes) -> Outcome | None:
+    try:
+        return decode_outcome(data)
+    except ValueError as error:
+        _LOG.warning("%s", error)
+        return None

@@ -3,9 +3,9 @@
 Because the receipt carries the served predictions, no prediction log is stored and any replica can
 take the outcome. Format (little-endian)::
 
-    u8 format · u8 key id · i64 issued ms · u8 rung · u8 tasks · u16 k · u8 lengths of 3 texts
-    request id · model version · slice value      UTF-8
-    i64[k] item keys · f32[k · tasks] predictions
+    u8 format · u8 key id · i64 issued ms · u8 rung · u8 tasks · u16 k · u8 lengths of 4 texts
+    request id · model version · slice value · canary version      UTF-8
+    i64[k] item keys · f32[k · tasks] predictions · with a canary version: f32[k · tasks] its predictions
     16 bytes HMAC-SHA256 of all of the above
 """
 
@@ -22,10 +22,18 @@ from numpy.typing import NDArray
 
 from serving.core.errors import ReceiptRejected
 
-FORMAT = 1
+FORMAT = 2
 MAC_BYTES = 16
 MAX_TEXT = 255
-_HEAD = struct.Struct("<BBqBBHBBB")
+_HEAD = struct.Struct("<BBqBBHBBBB")
+
+
+@dataclass(frozen=True)
+class ShadowPredictions:
+    """What another version would have said of the same list: float32 [k, tasks]."""
+
+    version: str
+    predictions: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class ServedList:
     rung: int
     item_keys: NDArray[np.int64]
     predictions: NDArray[np.float32]
+    canary: ShadowPredictions | None = None
 
     def __len__(self) -> int:
         return len(self.item_keys)
@@ -59,10 +68,17 @@ class ReceiptSigner:
 
     def sign(self, served: ServedList) -> bytes:
         """The receipt of `served`."""
-        texts = [_text(t) for t in (served.request_id, served.model_version, served.slice_value)]
+        canary = served.canary
+        texts = [
+            _text(t)
+            for t in (served.request_id, served.model_version, served.slice_value, "" if canary is None else canary.version)
+        ]
         tasks = served.predictions.shape[1]
         head = _HEAD.pack(FORMAT, self._active, served.issued_ms, served.rung, tasks, len(served), *map(len, texts))
-        body = b"".join([head, *texts, served.item_keys.astype("<i8").tobytes(), served.predictions.astype("<f4").tobytes()])
+        numbers = [served.item_keys.astype("<i8"), served.predictions.astype("<f4")]
+        if canary is not None:
+            numbers.append(canary.predictions.astype("<f4"))
+        body = b"".join([head, *texts, *(array.tobytes() for array in numbers)])
         return body + self._mac(self._active, body)
 
     def open(self, receipt: bytes, now_ms: int) -> ServedList:
@@ -90,7 +106,8 @@ class ReceiptSigner:
 def read_receipt(receipt: bytes) -> ServedList:
     """Read a receipt whose signature was verified before (the outcome stream holds verified ones)."""
     _, _, issued_ms, rung, tasks, k, *lengths = _HEAD.unpack_from(receipt)
-    expected = _HEAD.size + sum(lengths) + k * (8 + 4 * tasks) + MAC_BYTES
+    matrices = 1 + bool(lengths[-1])
+    expected = _HEAD.size + sum(lengths) + k * (8 + 4 * tasks * matrices) + MAC_BYTES
     if len(receipt) != expected:
         raise _rejected("truncated", f"{expected} bytes", f"{len(receipt)}")
     at, texts = _HEAD.size, []
@@ -98,8 +115,10 @@ def read_receipt(receipt: bytes) -> ServedList:
         texts.append(receipt[at : at + length].decode())
         at += length
     keys = np.frombuffer(receipt, dtype="<i8", count=k, offset=at)
-    predictions = np.frombuffer(receipt, dtype="<f4", count=k * tasks, offset=at + 8 * k).reshape(k, tasks)
-    return ServedList(texts[0], issued_ms, texts[1], texts[2], rung, keys, predictions)
+    at += 8 * k
+    predictions = np.frombuffer(receipt, dtype="<f4", count=k * tasks * matrices, offset=at).reshape(matrices, k, tasks)
+    canary = ShadowPredictions(texts[3], predictions[1]) if texts[3] else None
+    return ServedList(texts[0], issued_ms, texts[1], texts[2], rung, keys, predictions[0], canary)
 
 
 def receipt_identity(receipt: bytes) -> bytes:

@@ -7,7 +7,7 @@ Feature records begin with a prefix of their own: replicas listen to what is wri
 ``<prefix>:{<user>}:d:<layouts>``         8-byte hashes of these histories' newest event ids (deduplication window)
 ``<prefix>:u:<layout>:{<user>}``          user feature record
 ``<prefix>:i:<layout>:<item key>``        item feature record
-``<prefix>:outcomes``                     stream of reported outcomes
+``<prefix>:{feedback}:…``                 outcomes and what is made of them (`serving.store.feedback_state`)
 ``<prefix>:forgotten``                    sorted set: users (their hashes) who were deleted, by time in ms
 ``<prefix>:layouts``                      every ``h:…``, ``d:…`` and ``u:…`` ever used, for deletion
 
@@ -28,7 +28,8 @@ class StoreKeys:
 
     def __init__(self, schema: Schema, prefix: str = "kunlun") -> None:
         self.prefix = prefix
-        self.outcomes, self.forgotten = f"{prefix}:outcomes", f"{prefix}:forgotten"
+        self.feedback, self.forgotten = f"{prefix}:{{feedback}}:", f"{prefix}:forgotten"
+        self.outcomes = f"{self.feedback}outcomes"
         self._histories = {
             e.name: f"h:{e.name}:{record_version(event_dtype(e), e.attributes, schema.hash, schema.item.id_type)}"
             for e in schema.events

@@ -27,7 +27,7 @@ from serving.core.types import RecordedEvents, UserEvent
 from serving.store.base import RankInputs
 from serving.store.keys import StoreKeys, event_id_hash, user_hash, version_key
 from serving.store.nodes import Command, Nodes, open_nodes, without_secrets
-from serving.store.scripts import APPEND_EVENTS, Script
+from serving.store.scripts import APPEND_EVENTS, APPEND_OUTCOMES, Script
 
 T = TypeVar("T")
 ScriptCall = tuple[list[str], list[Any]]
@@ -58,13 +58,16 @@ class RedisOptions:
 
     `replicas`: copies that must have an event or outcome before it is acknowledged (0: the primary alone).
 
+    `outcomes_kept`: outcomes that stay in their stream once they are counted, for the training log; with as many more that are
+    not counted yet, further ones are refused.
+
     With `max_connections` in use further calls wait for one, inside their own time limit.
     """
 
     prefix: str = "kunlun"
     history_ttl_s: int = 0
     timeout_s: float = 2.0
-    max_outcomes: int = 1_000_000
+    outcomes_kept: int = 1_000_000
     max_connections: int = 64
     replicas: int = 0
 
@@ -169,9 +172,8 @@ class RedisStore:
 
     async def append_outcomes(self, outcomes: Sequence[bytes]) -> None:
         """See `FeatureStore`."""
-        limit = self.options.max_outcomes
-        commands = [("XADD", self.keys.outcomes, "MAXLEN", "~", limit, "*", "o", outcome) for outcome in outcomes]
-        await self._write(commands, self.options.timeout_s, "append outcomes", self.options.replicas)
+        call = ([self.keys.outcomes], [2 * self.options.outcomes_kept, *outcomes])
+        await self._guard(self._run(APPEND_OUTCOMES, [call], "append outcomes"), self.options.timeout_s, "append outcomes")
 
     async def read_outcomes(self, after: str, count: int, block_ms: int) -> list[tuple[str, bytes]]:
         """See `FeatureStore`."""

@@ -23,3 +23,6 @@ class Script:
 
 APPEND_EVENTS = Script.named("append_events")
 REPLACE_HISTORY = Script.named("replace_history")
+APPEND_OUTCOMES = Script.named("append_outcomes")
+COMMIT_FEEDBACK = Script.named("commit_feedback")
+LEASE = Script.named("lease")

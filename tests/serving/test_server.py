@@ -60,7 +60,7 @@ def test_metrics_exist_at_zero_before_traffic(server: ServeProcess) -> None:
         'kunlun_rank_stage_seconds_count{stage="total"}',
         'kunlun_rank_rungs_total{rung="full"}',
         'kunlun_calls_total{code="OK",method="Rank"}',
-        'kunlun_online_examples_total{slice="",task="click",version="1"}',
+        'kunlun_online_examples_total{maturity="matured",slice="*",task="click",version="1"}',
         'kunlun_receipts_rejected_total{reason="forged"}',
         'kunlun_rank_refused_total{reason="overloaded"}',
         "kunlun_queue_depth",
@@ -130,14 +130,16 @@ def test_outcomes_become_online_ne(client: Client, server: ServeProcess) -> None
         reply = client.rank(f"rater{n}", ITEMS, columns=BIDS, context={"surface": "shelf"}, top_k=5)
         client.report_outcomes([Outcome(reply.receipt, shown=range(5), labels={"click": [0]})])
     deadline = time.monotonic() + 10
-    name = 'kunlun_online_examples_total{slice="shelf",task="click",version="1"}'
+    labels = 'maturity="provisional",slice="shelf",task="click",version="1"'
+    name = f"kunlun_online_examples_total{{{labels}}}"
     while scrape(server).get(name) != 40:
         assert time.monotonic() < deadline, "outcomes were not aggregated"
         time.sleep(0.05)
     samples = scrape(server)
-    assert samples['kunlun_online_positives_total{slice="shelf",task="click",version="1"}'] == 8
-    assert samples['kunlun_online_base_rate{slice="*",task="click",version="1"}'] == 0.2
-    assert samples['kunlun_online_ne{slice="shelf",task="click",version="1"}'] > 0
+    assert samples[f"kunlun_online_positives_total{{{labels}}}"] == 8
+    assert samples[f"kunlun_online_base_rate{{{labels.replace('shelf', '*')}}}"] == 0.2
+    assert samples[f"kunlun_online_ne{{{labels}}}"] > 0
+    assert samples["kunlun_feedback_consumer"] == 1
     assert 0 < samples["kunlun_mfu_busy"] < 1.5
     assert 0 < samples["kunlun_mfu_wall"] < samples["kunlun_mfu_busy"]
     assert samples['kunlun_engine_busy_seconds_total{graph="score_candidates"}'] > 0

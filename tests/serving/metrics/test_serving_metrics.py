@@ -7,18 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 from protocol_server import shop_schema
 
 from serving.core.errors import ReceiptRejected, StoreUnavailable
 from serving.core.types import RankResult, Rung, StageTimes
-from serving.feedback.consumer import OutcomeConsumer
-from serving.feedback.online_ne import OnlineNE, offline_states
-from serving.feedback.outcome import Outcome
-from serving.feedback.receipt import ServedList
 from serving.metrics.engine_window import WINDOW_S, EngineWindow
-from serving.metrics.online_ne import OnlineNECollector
 from serving.metrics.serving_metrics import STAGE_BUCKETS, UNHEALTHY_S, ServingMetrics
 from serving.metrics.store_stats import StoreStatsCollector
 from serving.store.redis_store import RedisStore
@@ -100,32 +93,3 @@ def test_rejected_receipts_are_counted_by_reason() -> None:
     metrics.rejected(ReceiptRejected("receipt", "an unchanged receipt", "another", "forged"))
     assert metrics.registry.get_sample_value("kunlun_receipts_rejected_total", {"reason": "forged"}) == 1
     assert metrics.registry.get_sample_value("kunlun_receipts_rejected_total", {"reason": "expired"}) == 0
-
-
-def test_online_ne_on_the_wire_equals_the_offline_sums(rng: np.random.Generator) -> None:
-    tasks, aggregator, lists = ("click", "like"), OnlineNE(("click", "like")), []
-    for n in range(30):
-        p = rng.uniform(0.02, 0.9, (6, 2)).astype(np.float32)
-        served = ServedList(f"r{n}", 1000, "7", "home" if n % 3 else "cart", 1, np.arange(6), p)
-        shown = sorted(rng.choice(6, 4, replace=False).tolist())
-        labels = [(at, task) for at in shown for task in (0, 1) if rng.random() < p[at, task]]
-        lists.append((served, shown, labels))
-        aggregator.apply(Outcome(bytes([n]), served, tuple(shown), tuple(labels), 2000))
-    metrics = ServingMetrics()
-    consumer = OutcomeConsumer(RedisStore("redis://127.0.0.1:1", shop_schema()), aggregator)  # never run
-    metrics.add_collector(OnlineNECollector(aggregator, consumer, tasks, "8"))
-    text = generate_latest(metrics.registry).decode()
-    samples = {
-        (s.name, *(s.labels.get(k, "") for k in ("task", "version", "slice"))): s.value
-        for family in text_string_to_metric_families(text)
-        for s in family.samples
-    }
-    for key, state in offline_states(tasks, lists).items():
-        for name in ("examples", "positives", "predictions", "negative_loss", "correction_up", "correction_down"):
-            assert samples[f"kunlun_online_{name}_total", *key] == pytest.approx(getattr(state, name), abs=1e-6)
-        assert samples["kunlun_online_ne", *key] == pytest.approx(state.normalized_entropy, abs=1e-9)
-        assert samples["kunlun_online_calibration", *key] == pytest.approx(state.calibration, abs=1e-9)
-    assert samples["kunlun_online_examples_total", "click", "8", ""] == 0, "the served version starts at 0"
-    merged = [s for k, s in offline_states(tasks, lists).items() if k.task == "click"]
-    assert samples["kunlun_online_ne", "click", "7", "*"] == pytest.approx((merged[0] + merged[1]).normalized_entropy)
-    assert math.isnan(samples["kunlun_online_ne", "click", "8", "*"])

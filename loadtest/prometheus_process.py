@@ -1,0 +1,89 @@
+"""A Prometheus that scrapes the given servers every second and evaluates the recording rules of `deploy/prometheus`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from loadtest.fleet_feedback import wait_until
+
+RULES = Path(__file__).parents[1] / "deploy" / "prometheus" / "online_ne.rules.yaml"
+
+
+class PrometheusProcess:
+    """A running Prometheus."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}"
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of every series that an instant query finds."""
+        with urllib.request.urlopen(
+            f"{self._url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}", timeout=10
+        ) as reply:
+            found = json.load(reply)["data"]["result"]
+        return [(series["metric"], float(series["value"][1])) for series in found]
+
+    def value(self, expression: str) -> float:
+        """The only value of an instant query; raises `LookupError`."""
+        found = self.query(expression)
+        if len(found) != 1:
+            raise LookupError(f"{expression}: expected one series, found {len(found)}")
+        return found[0][1]
+
+    def is_ready(self) -> bool:
+        """True when it answers."""
+        try:
+            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=1) as reply:
+                return bool(reply.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+
+def is_installed() -> bool:
+    """Whether there is a Prometheus on this machine."""
+    return shutil.which("prometheus") is not None
+
+
+@contextmanager
+def prometheus(directory: Path, targets: Sequence[str], window: str) -> Iterator[PrometheusProcess]:
+    """Scraping `targets` (host:port); the rules' windows of an hour are `window` (``40s``) here, and evaluated every second."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rules = RULES.read_text(encoding="utf-8").replace("[1h]", f"[{window}]").replace("interval: 30s", "interval: 1s")
+    (directory / "rules.yaml").write_text(rules, encoding="utf-8")
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+        "rule_files": [str(directory / "rules.yaml")],
+        "scrape_configs": [{"job_name": "kunlun", "static_configs": [{"targets": list(targets)}]}],
+    }
+    (directory / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    arguments = [f"--config.file={directory / 'prometheus.yaml'}", f"--storage.tsdb.path={directory / 'data'}"]
+    arguments.append(f"--web.listen-address=127.0.0.1:{port}")
+    with (directory / "log").open("w") as log:
+        process = subprocess.Popen(["prometheus", *arguments], stdout=log, stderr=subprocess.STDOUT)
+    try:
+        running = PrometheusProcess(port)
+        wait_until(running.is_ready, "prometheus did not start", 30)
+        wait_until(lambda: len(running.query("up == 1")) == len(targets), "prometheus did not reach its targets", 30)
+        time.sleep(2)  # every counter has been seen at 0
+        yield running
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,110 @@
+"""Online NE of a fleet: three real servers, a consumer that is killed, and a real Prometheus with the rules we ship."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from served_model import serve
+
+from kunlun.client import Client, Outcome
+from loadtest.fleet_feedback import consumer_of, in_pieces, metrics_of, report_to_any, shuffled, wait_until, wait_until_counted
+from loadtest.processes import RunningServer
+from loadtest.prometheus_process import RULES, PrometheusProcess, is_installed, prometheus
+from loadtest.prometheus_text import REPORTED, total
+from loadtest.store_process import store_process
+from model.artifact import Artifact
+from model.metrics.normalized_entropy import NEState
+
+ITEMS = list(range(1, 41))
+BIDS = {"bid": [1.0] * len(ITEMS)}
+TASKS = ("click", "like")
+SEED = 20_261_125
+
+
+def test_a_fleet_counts_once_what_comes_in_any_order_while_its_consumer_is_killed(
+    artifact: Artifact, engine_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_installed():
+        pytest.skip("not verified here: prometheus is not installed (make system-deps)")
+    print("seed", SEED)
+    monkeypatch.setenv("KUNLUN_RECEIPT_KEY", "0123456789abcdef")
+    rng, order = np.random.default_rng(SEED), random.Random(SEED)
+    with ExitStack() as stack:
+        store = stack.enter_context(store_process(tmp_path))
+        arguments = ("--repository", str(artifact.path.parents[1]), "--engine-cache", str(engine_cache), "--store", store.url)
+        replicas = []
+        for number in range(3):
+            directory = tmp_path / str(number)
+            directory.mkdir()
+            replicas.append(stack.enter_context(serve(directory, *arguments)))
+        facts = [replica.wait_until_ready() for replica in replicas]
+        servers = [RunningServer(f["address"], f["metrics"], f["store"], f["pid"]) for f in facts]
+        clients = [stack.enter_context(Client(server.address, timeout_s=10)) for server in servers]
+        rules = stack.enter_context(prometheus(tmp_path / "prometheus", [server.metrics for server in servers], "5m"))
+
+        offline = {task: NEState() for task in TASKS}
+        reports: list[Outcome] = []
+        for number in range(90):
+            reply = order.choice(clients).rank(f"u{number}", ITEMS, columns=BIDS, top_k=20)
+            shown = rng.permutation(20)[:12].tolist()
+            labels = {}
+            for task in TASKS:
+                scores = np.array(reply.scores[task], np.float32)[shown]
+                clicked = rng.random(12) < scores
+                labels[task] = np.array(shown)[clicked].tolist()
+                offline[task] += NEState.of(scores, clicked)
+            reports += in_pieces(reply.receipt, shown, labels)
+        reports = shuffled(reports, order)
+        report_to_any(clients, reports[: len(reports) // 2], order)
+        victim = consumer_of(servers)
+        victim.kill()
+        others = [at for at, server in enumerate(servers) if server is not victim]
+        report_to_any([clients[at] for at in others], reports[len(reports) // 2 :], order)
+        survivors = [servers[at] for at in others]
+        wait_until_counted(survivors, len(reports))
+        assert consumer_of(survivors) is not victim
+        for server in survivors:
+            samples = metrics_of(server)
+            for task in TASKS:
+                for name, value in vars(offline[task]).items():
+                    found = total(samples, f"kunlun_online_{name}_total", task=task, **REPORTED)
+                    assert found == pytest.approx(value, rel=1e-9, abs=1e-9)
+            assert total(samples, "kunlun_feedback_unreadable_total") == 0
+        wait_until_scraped(rules, offline)
+        for task, state in offline.items():
+            labels_of = f'{{task="{task}", slice="*", maturity="provisional"}}'
+            assert rules.value(f"kunlun:online_ne:1h{labels_of}") == pytest.approx(state.normalized_entropy, rel=0.01)
+            assert rules.value(f"kunlun:online_calibration:1h{labels_of}") == pytest.approx(state.calibration, rel=0.01)
+            assert rules.value(f"kunlun:online_base_rate:1h{labels_of}") == pytest.approx(state.base_rate, rel=0.01)
+        assert rules.value("kunlun:feedback_label_join_ratio:1h") == pytest.approx(1, rel=0.01)
+
+
+def wait_until_scraped(rules: PrometheusProcess, offline: dict[str, NEState]) -> None:
+    """Until Prometheus has seen the last counts of everything, and evaluated its rules with them."""
+
+    def is_last(name: str, task: str, value: float) -> bool:
+        found = rules.query(f'max(kunlun_online_{name}_total{{task="{task}", slice="*", maturity="provisional"}})')
+        return bool(found) and found[0][1] == pytest.approx(value)
+
+    def scraped() -> bool:
+        return all(is_last(name, task, getattr(offline[task], name)) for task in TASKS for name in ("examples", "positives"))
+
+    wait_until(scraped, "prometheus did not see all counts", 30)
+    time.sleep(3)
+
+
+def test_the_rules_hold_what_they_promise() -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("not verified here: promtool is not installed (make system-deps)")
+    for arguments in (["check", "rules", RULES.name], ["test", "rules", "online_ne.test.yaml"]):
+        done = subprocess.run(
+            ["promtool", *arguments], cwd=RULES.parent, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
