@@ -12,30 +12,25 @@ import contextlib
 import gc
 import logging
 import os
-import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import grpc.aio
-from prometheus_client import start_http_server
 
 from kunlun.v1 import events_pb2_grpc, features_pb2_grpc, feedback_pb2_grpc, ranker_pb2_grpc
 from model.artifact import Artifact, open_artifact
-from model.config import ConfigError
 from serving.config import ServerConfig, artifact_path, available_cpus, random_receipt_keys, receipt_keys
 from serving.core.frontier import load_frontier
 from serving.core.ranker import Ranker
 from serving.engines.base import Engine
 from serving.engines.cache import default_cache
 from serving.engines.open import open_engine
-from serving.feedback.consumer import FeedbackConsumer
-from serving.feedback.figures import FigureReader
 from serving.feedback.receipt import ReceiptSigner
+from serving.feedback_process import feedback
 from serving.ingest.ingestion import Ingestion
 from serving.ingest.redis_stream import RedisStreamSource
-from serving.metrics.online_ne import OnlineNECollector
+from serving.lifecycle import in_background, serve_metrics, stopped_by_signals
 from serving.metrics.serving_metrics import ServingMetrics
 from serving.metrics.store_stats import StoreStatsCollector
 from serving.protocol.event_messages import EventMessages
@@ -47,7 +42,7 @@ from serving.protocol.outcome_messages import OutcomeMessages
 from serving.protocol.rank_messages import RankMessages
 from serving.protocol.ranker_service import RankerService
 from serving.store.open import open_store
-from serving.store.redis_store import RedisOptions, RedisStore
+from serving.store.redis_store import RedisOptions
 from serving.store.store_changes import StoreChanges
 from serving.transport import Health, bind, open_grpc_server
 from serving.tuning.calibrate_slots import best_split
@@ -69,34 +64,13 @@ class Addresses:
 async def serve(config: ServerConfig, ready: Callable[[Addresses], None]) -> None:
     """Serve until SIGTERM or SIGINT; calls `ready` once warm. Raises `ConfigError`, `ArtifactError`, `StoreUnavailable`."""
     stop = asyncio.Event()
-    with _stopped_by_signals(stop):
+    with stopped_by_signals(stop):
         async with running_server(config) as addresses:
             if not stop.is_set():
                 ready(addresses)
             await stop.wait()
             _LOG.info("stopping")
     _LOG.info("stopped")
-
-
-@contextlib.contextmanager
-def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
-    """The first SIGTERM or SIGINT sets `stop`; the next one ends the process at once."""
-    loop, numbers = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
-
-    def restore() -> None:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-    def stop_once() -> None:
-        restore()
-        stop.set()
-
-    for number in numbers:
-        loop.add_signal_handler(number, stop_once)
-    try:
-        yield
-    finally:
-        restore()
 
 
 @contextlib.asynccontextmanager
@@ -130,9 +104,9 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         changes = StoreChanges(store, ranker)
         metrics.warms_up(lambda: ranker.cold_shapes)
         metrics.tracks_features(lambda: changes.is_live)
-        await stack.enter_async_context(_in_background(changes.run(), "tracking of the store"))
+        await stack.enter_async_context(in_background(changes.run(), "tracking of the store"))
         signer = ReceiptSigner(*keys, max_age_s=config.attribution_window_s)
-        await stack.enter_async_context(feedback(config, artifact, store, metrics))
+        await stack.enter_async_context(feedback(config, artifact, store, metrics.registry))
 
         guard = Guard(config.max_message_bytes, metrics)
         guard.refusal, guard.refused = ranker.refusal, metrics.refused
@@ -148,7 +122,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         )
         health = Health(server)
         await health.starting()
-        metrics_address = _serve_metrics(config, metrics, stack)
+        metrics_address = serve_metrics(config, metrics.registry, stack)
         address = bind(server, config)
         stack.push_async_callback(ranker.drain)
         await server.start()
@@ -158,7 +132,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         if config.ingest is not None:
             source = RedisStreamSource(config.ingest.url or store.url, config.ingest.stream, config.ingest.group)
             ingestion = Ingestion(source, event_messages, ranker, metrics)
-            await stack.enter_async_context(_in_background(ingestion.run(), "ingestion"))
+            await stack.enter_async_context(in_background(ingestion.run(), "ingestion"))
         gc.collect()
         gc.freeze()
         guard.ready = True
@@ -218,58 +192,3 @@ def _open_engine(config: ServerConfig, artifact: Artifact) -> Engine:
         threads_per_slot=config.slot_threads,
         slots=config.slot_count,
     )
-
-
-@contextlib.asynccontextmanager
-async def feedback(config: ServerConfig, artifact: Artifact, store: RedisStore, metrics: ServingMetrics) -> AsyncIterator[None]:
-    """Counts outcomes and exports what they come to while the block runs, as far as `config.feedback` says."""
-    tasks = tuple(task.name for task in artifact.schema.tasks)
-    window_ms, shown_ms = round(config.attribution_window_s * 1000), round(config.online_window_s * 1000)
-    async with contextlib.AsyncExitStack() as stack:
-        if config.feedback == "consume":
-            consumer = FeedbackConsumer(store, tasks, window_ms, shown_ms)
-            metrics.consumes_feedback(lambda: consumer.is_owner)
-            await stack.enter_async_context(_in_background(consumer.run(), "feedback consumer"))
-        if config.feedback != "off":
-            reader = FigureReader(store, shown_ms)
-            metrics.add_collector(OnlineNECollector(lambda: reader.figures, tasks, artifact.manifest.version, {}))
-            await stack.enter_async_context(_in_background(reader.run(), "online NE"))
-        yield
-
-
-@contextlib.asynccontextmanager
-async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """`work` while the block runs; should it fail, the server goes on without it and says so."""
-
-    def log_failure(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _LOG.error("%s stopped", name, exc_info=error)
-
-    task = asyncio.create_task(work)
-    task.add_done_callback(log_failure)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
-
-
-def _serve_metrics(config: ServerConfig, metrics: ServingMetrics, stack: contextlib.AsyncExitStack) -> str:
-    """Start the HTTP endpoint /metrics; returns `host:port`, empty when off."""
-    if config.metrics_port is None:
-        return ""
-    try:
-        server, thread = start_http_server(config.metrics_port, config.host, registry=metrics.registry)
-    except OSError as error:
-        raise ConfigError(
-            f"metrics_port: {config.host}:{config.metrics_port} cannot be listened on: {error.strerror}"
-        ) from error
-
-    def close() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    stack.push_async_callback(asyncio.to_thread, close)
-    return f"{config.host}:{server.server_port}"

@@ -153,11 +153,6 @@ class ServingMetrics:
         text = "1 while changes of features in the store are heard of; else near caches age by their time to live alone."
         Gauge("kunlun_feature_tracking", text, registry=self.registry).set_function(lambda: float(is_live()))
 
-    def consumes_feedback(self, is_owner: Callable[[], bool]) -> None:
-        """`is_owner`: whether this replica is the one that counts outcomes."""
-        text = "1 in the one replica that counts the outcomes of the fleet."
-        Gauge("kunlun_feedback_consumer", text, registry=self.registry).set_function(lambda: float(is_owner()))
-
     def _window_gauges(self) -> None:
         for name, text, read in (
             (

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
+from feedback_fixtures import SIGNER, served
 from served_model import serve
 
 from kunlun.client import Client, Outcome
@@ -21,6 +25,9 @@ from loadtest.prometheus_text import REPORTED, total
 from loadtest.store_process import store_process
 from model.artifact import Artifact
 from model.metrics.normalized_entropy import NEState
+from serving.feedback.consumer import now_ms
+from serving.feedback.outcome import encode_outcome
+from serving.store.open import open_store
 
 ITEMS = list(range(1, 41))
 BIDS = {"bid": [1.0] * len(ITEMS)}
@@ -84,6 +91,38 @@ def test_a_fleet_counts_once_what_comes_in_any_order_while_its_consumer_is_kille
             assert rules.value(f"kunlun:online_calibration:1h{labels_of}") == pytest.approx(state.calibration, rel=0.01)
             assert rules.value(f"kunlun:online_base_rate:1h{labels_of}") == pytest.approx(state.base_rate, rel=0.01)
         assert rules.value("kunlun:feedback_label_join_ratio:1h") == pytest.approx(1, rel=0.01)
+
+
+def test_outcomes_are_counted_in_a_process_of_its_own(artifact: Artifact, tmp_path: Path) -> None:
+    repository = str(artifact.path.parents[1])
+    with store_process(tmp_path) as store:
+        command = [sys.executable, "-m", "kunlun.cli", "feedback", "--repository", repository, "--metrics-port", "0"]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert refused.returncode == 2
+        assert "store: expected the URL of the store that the servers share, found 'embedded'" in refused.stderr
+        process = subprocess.Popen([*command, "--store", store.url], stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[-1]
+            server = RunningServer("", address, store.url, process.pid)
+            assert consumer_of([server]) is server
+            reports = [encode_outcome(SIGNER.sign(served(issued_ms=now_ms())), [0, 1], [(1, 0)], now_ms())]
+            asyncio.run(append(store.url, artifact, [*reports, *reports]))
+            wait_until_counted([server], 2)
+            assert total(metrics_of(server), "kunlun_online_examples_total", task="click", **REPORTED) == 2
+            process.terminate()
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
+            process.wait()
+        lease = redis.Redis(unix_socket_path=store.url.partition("://")[2]).exists("kunlun:{feedback}:lease")
+        assert not lease, "given back"
+
+
+async def append(url: str, artifact: Artifact, reports: list[bytes]) -> None:
+    store = await open_store(url, artifact.schema)
+    await store.append_outcomes(reports)
+    await store.close()
 
 
 def wait_until_scraped(rules: PrometheusProcess, offline: dict[str, NEState]) -> None:

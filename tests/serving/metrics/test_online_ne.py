@@ -80,11 +80,8 @@ def test_a_canary_that_is_worse_is_called_so(rng: np.random.Generator) -> None:
 
     def verdict(canary: np.ndarray, count: int) -> dict[tuple[str, ...], float]:
         kept = lists < count
-        sums: Sums = {}
-        add(
-            sums,
-            {SumKey(Kind.CANARY, "click", "7", "8"): of_paired_ne(PairedNE.of(p[kept], canary[kept], y[kept], lists[kept]))},
-        )
+        paired = PairedNE.of(p[kept], canary[kept], y[kept], lists[kept])
+        sums: Sums = {SumKey(Kind.CANARY, "click", "7", "8"): of_paired_ne(paired)}
         return samples_of(Figures({Maturity.PROVISIONAL: {}, Maturity.MATURED: sums}))
 
     found = verdict(worse, 2000)
