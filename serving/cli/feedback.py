@@ -19,9 +19,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repository", help="model repository: its schema names the tasks")
     parser.add_argument("--model", help="model name (default: the only one)")
     parser.add_argument("--version", help="version whose drift from training is exported (default: the newest)")
-    parser.add_argument(
-        "--store", help="redis://, rediss:// or unix:// URL of the servers' store"
-    )
+    parser.add_argument("--store", help="redis://, rediss:// or unix:// URL of the servers' store")
     parser.add_argument("--attribution-window-s", type=float, help="as the servers' (default: 7 days)")
     parser.add_argument("--online-window-s", type=float, help="what the gauges are over (default: an hour)")
     parser.add_argument("--host", help="address of /metrics (default: 127.0.0.1)")

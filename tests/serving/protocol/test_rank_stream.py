@@ -34,14 +34,20 @@ def query(request_id: str, user: str = "anna", budget_ms: int = 5000) -> RankQue
     return RankQuery(user, ITEMS, columns={"bid": [1.0] * 10}, request_id=request_id, budget_ms=budget_ms)
 
 
-def hold_user(server: ProtocolServer, user: str) -> tuple[threading.Event, list[str]]:
-    """Ranks of `user` wait until the event is set; the list names those that were cancelled."""
+def hold_user(server: ProtocolServer, user: str, count: int = 1) -> tuple[threading.Event, list[str]]:
+    """Ranks of `user` wait until the event is set; the list names those that were cancelled.
+
+    `entered` is set once `count` of them wait.
+    """
     release, cancelled, rank = threading.Event(), list[str](), server.scorer.rank
+    waiting = set()
 
     async def held(request: RankRequest) -> RankResult:
         try:
             while request.user_id == user and not release.is_set():
-                server.scorer.entered.set()
+                waiting.add(request.request_id)
+                if len(waiting) >= count:
+                    server.scorer.entered.set()
                 await asyncio.sleep(0.005)
         except asyncio.CancelledError:
             cancelled.append(request.request_id)
@@ -116,9 +122,10 @@ def test_each_message_has_its_own_deadline(server: ProtocolServer, client: Clien
 
 
 def test_ending_the_stream_cancels_what_is_in_flight(server: ProtocolServer, client: Client) -> None:
-    _, cancelled = hold_user(server, "slow")
+    _, cancelled = hold_user(server, "slow", count=2)
     answers = client.rank_stream([query("quick"), query("a", "slow"), query("b", "slow")], timeout_s=20)
-    assert next(answers).request_id == "quick"
+    assert next(answers).request_id == "quick"  # its own Rank says `entered`, too
+    server.scorer.entered.clear()
     assert server.scorer.entered.wait(5)
     answers.close()  # type: ignore[attr-defined]
 
