@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import random
+import secrets
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from kunlun.client import Client, Outcome
+from loadtest.bench import Bench
 from loadtest.processes import RunningServer
 from loadtest.prometheus_text import Sample, scrape, total
+from loadtest.store_process import store_process
 
 BATCH = 20
 
 
-def in_pieces(receipt: bytes, shown: Sequence[int], labels: Mapping[str, Sequence[int]]) -> list[Outcome]:
+@contextmanager
+def fleet(bench: Bench, replicas: int) -> Iterator[list[RunningServer]]:
+    """Replicas that share a durable store and a receipt key."""
+    with tempfile.TemporaryDirectory() as directory, store_process(Path(directory)) as store, ExitStack() as stack:
+        key = Path(directory, "receipt.key")
+        key.write_text(secrets.token_hex(16), encoding="ascii")
+        settings = {"store": store.url, "receipt_key_file": str(key)}
+        yield [stack.enter_context(bench.server(settings, name=f"replica{number}")) for number in range(replicas)]
+
+
+def in_pieces(outcome: Outcome) -> list[Outcome]:
     """One list's outcome as several reports: the impressions in two, every label alone."""
-    half = len(shown) // 2
-    parts = [Outcome(receipt, shown=part) for part in (shown[:half], shown[half:]) if part]
-    return parts + [Outcome(receipt, labels={task: [position]}) for task, own in labels.items() for position in own]
+    receipt, half = outcome.receipt, len(outcome.shown) // 2
+    parts = [Outcome(receipt, shown=part) for part in (outcome.shown[:half], outcome.shown[half:]) if part]
+    return parts + [Outcome(receipt, labels={task: [position]}) for task, own in outcome.labels.items() for position in own]
 
 
 def shuffled(reports: Sequence[Outcome], rng: random.Random) -> list[Outcome]:

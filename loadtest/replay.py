@@ -77,7 +77,7 @@ class Replay:
     def run(self, client: Client, requests: NDArray[np.int64], progress: Callable[[], None]) -> ReplayResult:
         """Send `requests` (numbers in the log, ascending) one after the other."""
         result = ReplayResult()
-        events = self._events_after(requests)
+        events = self.events_after(requests)
         for number in requests.tolist():
             began = time.perf_counter()
             try:
@@ -128,15 +128,20 @@ class Replay:
         return in_log_order
 
     def _report(self, client: Client, number: int, reply: RankReply, result: ReplayResult) -> None:
-        tasks, order = [t.name for t in self.log.schema.tasks], np.asarray(reply.order)
         result.predictions[number] = self.served(reply)
         result.rungs[reply.rung] = result.rungs.get(reply.rung, 0) + 1
-        labels = self.log.labels[self.log.shown(number)][order]  # [k, tasks] in the response's order
-        positive = {task: np.flatnonzero(labels[:, t] == 1).tolist() for t, task in enumerate(tasks)}
-        client.report_outcomes([Outcome(reply.receipt, shown=range(len(labels)), labels=positive)])
-        result.impressions += len(labels)
+        outcome = self.outcome(number, reply)
+        client.report_outcomes([outcome])
+        result.impressions += len(outcome.shown)
 
-    def _events_after(self, requests: NDArray[np.int64]) -> dict[int, list[Event]]:
+    def outcome(self, number: int, reply: RankReply) -> Outcome:
+        """What the log says became of a full reply to one of its requests."""
+        labels = self.log.labels[self.log.shown(number)][np.asarray(reply.order)]  # [k, tasks] in the response's order
+        tasks = enumerate(self.log.schema.tasks)
+        positive = {task.name: np.flatnonzero(labels[:, t] == 1).tolist() for t, task in tasks}
+        return Outcome(reply.receipt, shown=range(len(labels)), labels=positive)
+
+    def events_after(self, requests: NDArray[np.int64]) -> dict[int, list[Event]]:
         """Events of each request's user that arrived from that request on and before the user's next one."""
         numbers = set(requests.tolist())
         starts: dict[str, list[tuple[int, int]]] = {}

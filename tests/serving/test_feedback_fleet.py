@@ -67,7 +67,7 @@ def test_a_fleet_counts_once_what_comes_in_any_order_while_its_consumer_is_kille
                 clicked = rng.random(12) < scores
                 labels[task] = np.array(shown)[clicked].tolist()
                 offline[task] += NEState.of(scores, clicked)
-            reports += in_pieces(reply.receipt, shown, labels)
+            reports += in_pieces(Outcome(reply.receipt, shown, labels))
         reports = shuffled(reports, order)
         report_to_any(clients, reports[: len(reports) // 2], order)
         victim = consumer_of(servers)
