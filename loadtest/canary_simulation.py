@@ -14,7 +14,6 @@ The last line is one JSON object with `ok`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.cli.console import note, progress_bar
+from loadtest.check import Check, run_checks
+from model.cli.console import progress_bar
 from model.metrics.normalized_entropy import NEState, clipped
 from model.metrics.paired_ne import PairedNE, Verdict
 
@@ -100,19 +100,15 @@ def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1 / (1 + np.exp(-x))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.canary_simulation", description=__doc__)
-    parser.add_argument("--runs", type=int, default=20, help="runs with a worse canary, paired and split (default: 20)")
-    parser.add_argument("--null-runs", type=int, default=200, help="runs with an equal one (default: 200)")
-    parser.add_argument("--seed", type=int, default=SEED)
-    arguments = parser.parse_args()
-    seeds = np.random.SeedSequence(arguments.seed).spawn(2 * arguments.runs + arguments.null_runs)
-    worse = worse_error(arguments.seed, ERROR)
+def simulate(runs: int, null_runs: int, seed: int) -> Check:
+    """Impressions until a verdict, paired and split, and how often equal models are told apart."""
+    seeds = np.random.SeedSequence(seed).spawn(2 * runs + null_runs)
+    worse = worse_error(seed, ERROR)
     called: dict[str, list[int]] = {"paired": [], "split": []}
-    wrong = 0
+    wrong = false = 0
     with progress_bar(False) as bar:
         task = bar.add_task("simulating", total=len(seeds), note="")
-        for at in range(arguments.runs):
+        for at in range(runs):
             for number, (name, draw, look, best) in enumerate(
                 (("paired", paired, LOOK, 2_000.0), ("split", split, SPLIT_LOOK, 500_000.0))
             ):
@@ -121,32 +117,34 @@ def main() -> int:
                 called[name].append(lists * LIST)
                 wrong += verdict is not Verdict.WORSE
                 bar.advance(task)
-        false = 0
-        for seed in seeds[2 * arguments.runs :]:
-            world = World(np.random.default_rng(seed), ERROR, ERROR)
+        for null_seed in seeds[2 * runs :]:
+            world = World(np.random.default_rng(null_seed), ERROR, ERROR)
             _, verdict = lists_until_verdict(lambda n, w=world: paired(w, n), LOOK, NULL_LISTS, 2_000.0)  # type: ignore[misc]
             false += verdict is not Verdict.UNDECIDED
             bar.advance(task)
     medians = {name: float(np.median(found)) for name, found in called.items()}
-    ratio, rate = medians["split"] / medians["paired"], false / arguments.null_runs
-    until = ", ".join(f"{name} {median:,.0f}" for name, median in medians.items())
-    note(f"impressions until the verdict (median of {arguments.runs}): {until}")
-    note(f"false alarms: {false} of {arguments.null_runs} runs of {NULL_LISTS * LIST:,} impressions")
-    line = {
-        "id": "canary_simulation",
-        "ok": ratio >= 5 and rate <= ALPHA and wrong == 0,
+    ratio, rate = medians["split"] / medians["paired"], false / null_runs
+    figures = {
         "impressions_paired": medians["paired"],
         "impressions_split": medians["split"],
         "ratio": round(ratio, 1),
-        "target_ratio": 5,
         "false_alarm_rate": rate,
-        "target_false_alarm_rate": ALPHA,
         "without_or_wrong_verdict": wrong,
-        "null_runs": arguments.null_runs,
-        "seed": arguments.seed,
+        "null_runs": null_runs,
+        "impressions_of_a_null_run": NULL_LISTS * LIST,
+        "seed": seed,
     }
-    sys.stdout.write(json.dumps(line) + "\n")
-    return 0 if line["ok"] else 1
+    target = f"called with ≥ 5 × fewer impressions than split traffic needs, false alarms ≤ {ALPHA:.0%}"
+    return Check("canary_simulation", figures, target, ratio >= 5 and rate <= ALPHA and wrong == 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.canary_simulation", description=__doc__)
+    parser.add_argument("--runs", type=int, default=20, help="runs with a worse canary, paired and split (default: 20)")
+    parser.add_argument("--null-runs", type=int, default=200, help="runs with an equal one (default: 200)")
+    parser.add_argument("--seed", type=int, default=SEED)
+    arguments = parser.parse_args()
+    return run_checks([lambda: simulate(arguments.runs, arguments.null_runs, arguments.seed)])
 
 
 if __name__ == "__main__":

@@ -6,17 +6,94 @@ import random
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from kunlun.client import Client, Outcome
 from loadtest.bench import Bench
-from loadtest.processes import RunningServer
-from loadtest.prometheus_text import Sample, scrape, total
+from loadtest.processes import RunningServer, wait_until
+from loadtest.prometheus_process import PrometheusProcess, prometheus
+from loadtest.prometheus_text import REPORTED, Sample, scrape, total
 from loadtest.store_process import store_process
+from model.metrics.normalized_entropy import NEState
 
 BATCH = 20
+
+
+@dataclass(frozen=True)
+class ReplayedFleet:
+    """What a fleet should have counted by task, the replicas that are left, and the Prometheus that watched them all."""
+
+    offline: dict[str, NEState]
+    survivors: list[RunningServer]
+    impressions: int
+    outcomes: int
+    rules: PrometheusProcess | None
+
+    def worst_sum(self) -> float:
+        """Largest relative difference of a sum, over replicas and tasks."""
+        differences: list[float] = [
+            abs(total(page, f"kunlun_online_{name}_total", task=task, **REPORTED) - value) / max(abs(value), 1e-12)
+            for page in map(metrics_of, self.survivors)
+            for task, state in self.offline.items()
+            for name, value in vars(state).items()
+        ]
+        return max(differences)
+
+    def worst_rule(self) -> float:
+        """Largest relative difference of a recorded NE, calibration or base rate, once Prometheus has seen all counts."""
+        rules = self.rules
+        assert rules is not None
+        wait_until_scraped(rules, self.offline)
+        wanted = {"ne": "normalized_entropy", "calibration": "calibration", "base_rate": "base_rate"}
+        differences: list[float] = [
+            abs(rules.value(f"kunlun:online_{name}:1h{_reported(task)}") / getattr(state, field) - 1)
+            for task, state in self.offline.items()
+            for name, field in wanted.items()
+        ]
+        return max(differences)
+
+
+@contextmanager
+def replayed_fleet(bench: Bench, replicas: int, seed: int, *, window: str = "") -> Iterator[ReplayedFleet]:
+    """Held-out requests ranked by replicas, all outcomes reported to them, the consumer killed half-way, everything counted.
+
+    `window`: length of the recording rules' window; with it a Prometheus watches.
+    """
+    replay, rng = bench.replay, random.Random(seed)
+    requests = bench.pipeline.held_out(replay.log)[-bench.requests :]
+    with fleet(bench, replicas) as servers, ExitStack() as stack:
+        clients = [stack.enter_context(Client(server.address, timeout_s=10)) for server in servers]
+        bench.load(servers[0], requests)
+        rules = None
+        if window:
+            directory = bench.pipeline.workdir / "prometheus"
+            rules = stack.enter_context(prometheus(directory, [server.metrics for server in servers], window))
+        events, tasks = replay.events_after(requests), [task.name for task in replay.log.schema.tasks]
+        offline, impressions = dict.fromkeys(tasks, NEState()), 0
+        reports: list[Outcome] = []
+        for number in requests.tolist():
+            reply = replay.rank(rng.choice(clients), number)
+            outcome, predictions = replay.outcome(number, reply), replay.served(reply)
+            labels = replay.log.labels[replay.log.shown(number)]
+            for at, task in enumerate(tasks):
+                offline[task] += NEState.of(predictions[:, at], labels[:, at])
+            reports += in_pieces(outcome)
+            impressions += len(outcome.shown)
+            if events[number]:
+                rng.choice(clients).record_events(events[number])
+        reports = shuffled(reports, rng)
+        half = len(reports) // 2
+        report_to_any(clients, reports[:half], rng)
+        victim = consumer_of(servers)
+        victim.kill()
+        others = [at for at, server in enumerate(servers) if server is not victim]
+        report_to_any([clients[at] for at in others], reports[half:], rng)
+        survivors = [servers[at] for at in others]
+        wait_until_counted(survivors, len(reports))
+        yield ReplayedFleet(offline, survivors, impressions, len(reports), rules)
 
 
 @contextmanager
@@ -75,10 +152,20 @@ def wait_until_counted(servers: Iterable[RunningServer], outcomes: int, limit_s:
     )
 
 
-def wait_until(condition: Callable[[], bool], else_say: str, limit_s: float) -> None:
-    """Wait for something that must come; raises `TimeoutError`."""
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{else_say} within {limit_s:g} s")
-        time.sleep(0.1)
+def wait_until_scraped(rules: PrometheusProcess, offline: dict[str, NEState]) -> None:
+    """Until Prometheus has seen the last counts of everything, and evaluated its rules with them."""
+
+    def is_last(name: str, task: str, value: float) -> bool:
+        found = rules.query(f"max(kunlun_online_{name}_total{_reported(task)})")
+        return bool(found) and abs(found[0][1] - value) < 0.5
+
+    def scraped() -> bool:
+        counts = ("examples", "positives")
+        return all(is_last(name, task, getattr(state, name)) for task, state in offline.items() for name in counts)
+
+    wait_until(scraped, "prometheus did not see all counts", 30)
+    time.sleep(3)
+
+
+def _reported(task: str) -> str:
+    return f'{{task="{task}", slice="*", maturity="provisional"}}'

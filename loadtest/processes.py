@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,3 +79,12 @@ def serving(arguments: Sequence[str], workdir: Path, timeout_s: float = 120) -> 
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def wait_until(condition: Callable[[], bool], else_say: str, limit_s: float) -> None:
+    """Wait for something that must come; raises `TimeoutError`."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{else_say} within {limit_s:g} s")
+        time.sleep(0.1)

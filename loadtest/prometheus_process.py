@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from loadtest.fleet_feedback import wait_until
+from loadtest.processes import wait_until
 
 RULES = Path(__file__).parents[1] / "deploy" / "prometheus" / "online_ne.rules.yaml"
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Set
+from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from loadtest.check import Check, run_checks
 from loadtest.processes import run_stage
 from model.cli.console import note
 from model.config import parse_yaml
@@ -51,16 +50,6 @@ events: [{{name: click, cap: {cap}, attributes: [{{name: dwell, kind: numeric}}]
 tasks: [{{name: click}}]
 value: p_click
 """
-
-
-@dataclass(frozen=True)
-class Check:
-    """One promise: the figures, the target in words, and whether it is met."""
-
-    name: str
-    figures: dict[str, Any]
-    target: str
-    ok: bool
 
 
 def hit_rate(exponent: float = 1.0, items: int = 20_000, share: float = 0.1, lookups: int = 400_000) -> Check:
@@ -282,18 +271,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.store_check", description=__doc__)
     parser.add_argument("--data", type=Path, help="log in Metarank's format for the skew check (default: synthetic)")
     arguments = parser.parse_args()
-    checks: list[Check] = []
-    steps: list[Callable[[], Any]] = [staleness, reads_and_bytes, append_cost, load_rate, lambda: skew(arguments.data)]
-    checks.append(hit_rate())
-    for step in steps:
-        checks.append(asyncio.run(step()))
-        note(f"[bold]{checks[-1].name}[/] {checks[-1].figures} ({checks[-1].target}: {'met' if checks[-1].ok else 'NOT met'})")
-    line = {
-        "ok": all(check.ok for check in checks),
-        "checks": {check.name: check.figures | {"target": check.target, "ok": check.ok} for check in checks},
-    }
-    sys.stdout.write(json.dumps(line) + "\n")
-    return 0 if line["ok"] else 1
+    steps = [staleness, reads_and_bytes, append_cost, load_rate, lambda: skew(arguments.data)]
+    return run_checks([hit_rate, *(lambda step=step: asyncio.run(step()) for step in steps)])
 
 
 if __name__ == "__main__":

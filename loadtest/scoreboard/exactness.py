@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import random
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 import numpy as np
 import redis
 
-from kunlun.client import Client, Outcome
+from kunlun.client import Client
 from loadtest.bench import Bench
-from loadtest.fleet_feedback import consumer_of, fleet, in_pieces, metrics_of, report_to_any, shuffled, wait_until_counted
-from loadtest.prometheus_text import REPORTED, total
+from loadtest.fleet_feedback import replayed_fleet
 from loadtest.replay import Replay
 from loadtest.scoreboard.figure import Figure, Row
 from model.metrics.normalized_entropy import NEState
@@ -44,42 +41,13 @@ def store_reads_per_rank(bench: Bench) -> Figure:
 
 
 def online_ne_equals_offline(bench: Bench) -> Figure:
-    """Largest relative difference between the sums that replicas export and a recomputation from the receipts.
+    """Largest relative difference between the sums that replicas export and a recomputation from what they served.
 
     Outcomes come in pieces, shuffled and repeated, to any of three replicas; the one that counts them is killed half-way.
     """
-    replay, rng = bench.replay, random.Random(SEED)
-    requests = bench.pipeline.held_out(replay.log)[-bench.requests :]
-    with fleet(bench, replicas=3) as servers, ExitStack() as stack:
-        clients = [stack.enter_context(Client(server.address, timeout_s=10)) for server in servers]
-        bench.load(servers[0], requests)
-        events, offline, impressions = replay.events_after(requests), NEState(), 0
-        reports: list[Outcome] = []
-        for number in requests.tolist():
-            reply = replay.rank(rng.choice(clients), number)
-            outcome, labels = replay.outcome(number, reply), replay.log.labels[replay.log.shown(number)]
-            predictions = replay.served(reply)
-            for task in range(labels.shape[1]):
-                offline += NEState.of(predictions[:, task], labels[:, task])
-            reports += in_pieces(outcome)
-            impressions += len(outcome.shown)
-            if events[number]:
-                rng.choice(clients).record_events(events[number])
-        reports = shuffled(reports, rng)
-        report_to_any(clients, reports[: len(reports) // 2], rng)
-        victim = consumer_of(servers)
-        victim.kill()
-        others = [at for at, server in enumerate(servers) if server is not victim]
-        report_to_any([clients[at] for at in others], reports[len(reports) // 2 :], rng)
-        survivors = [servers[at] for at in others]
-        wait_until_counted(survivors, len(reports))
-        pages = [metrics_of(server) for server in survivors]
-    worst = max(
-        abs(total(samples, f"kunlun_online_{name}_total", **REPORTED) - value) / max(abs(value), 1e-12)
-        for samples in pages
-        for name, value in vars(offline).items()
-    )
-    conditions = {"impressions": impressions, "outcomes": len(reports), "replicas": 3, "consumers_killed": 1}
+    with replayed_fleet(bench, 3, SEED) as fleet:
+        worst = fleet.worst_sum()
+    conditions = {"impressions": fleet.impressions, "outcomes": fleet.outcomes, "replicas": 3, "consumers_killed": 1}
     return Figure(worst, worst < 1e-6, conditions)
 
 

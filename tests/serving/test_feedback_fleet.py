@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,9 +17,17 @@ from feedback_fixtures import SIGNER, served
 from served_model import serve
 
 from kunlun.client import Client, Outcome
-from loadtest.fleet_feedback import consumer_of, in_pieces, metrics_of, report_to_any, shuffled, wait_until, wait_until_counted
+from loadtest.fleet_feedback import (
+    consumer_of,
+    in_pieces,
+    metrics_of,
+    report_to_any,
+    shuffled,
+    wait_until_counted,
+    wait_until_scraped,
+)
 from loadtest.processes import RunningServer
-from loadtest.prometheus_process import RULES, PrometheusProcess, is_installed, prometheus
+from loadtest.prometheus_process import RULES, is_installed, prometheus
 from loadtest.prometheus_text import REPORTED, total
 from loadtest.store_process import store_process
 from model.artifact import Artifact
@@ -123,20 +130,6 @@ async def append(url: str, artifact: Artifact, reports: list[bytes]) -> None:
     store = await open_store(url, artifact.schema)
     await store.append_outcomes(reports)
     await store.close()
-
-
-def wait_until_scraped(rules: PrometheusProcess, offline: dict[str, NEState]) -> None:
-    """Until Prometheus has seen the last counts of everything, and evaluated its rules with them."""
-
-    def is_last(name: str, task: str, value: float) -> bool:
-        found = rules.query(f'max(kunlun_online_{name}_total{{task="{task}", slice="*", maturity="provisional"}})')
-        return bool(found) and found[0][1] == pytest.approx(value)
-
-    def scraped() -> bool:
-        return all(is_last(name, task, getattr(offline[task], name)) for task in TASKS for name in ("examples", "positives"))
-
-    wait_until(scraped, "prometheus did not see all counts", 30)
-    time.sleep(3)
 
 
 def test_the_rules_hold_what_they_promise() -> None:
