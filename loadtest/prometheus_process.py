@@ -59,7 +59,9 @@ def is_installed() -> bool:
 @contextmanager
 def prometheus(directory: Path, targets: Sequence[str], window: str) -> Iterator[PrometheusProcess]:
     """Scraping `targets` (host:port); the rules' windows of an hour are `window` (``40s``) here, and evaluated every second."""
+    directory = directory.resolve()  # Prometheus reads paths as relative to its configuration
     directory.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(directory / "data", ignore_errors=True)  # what an earlier run has seen
     rules = RULES.read_text(encoding="utf-8").replace("[1h]", f"[{window}]").replace("interval: 30s", "interval: 1s")
     (directory / "rules.yaml").write_text(rules, encoding="utf-8")
     config = {
