@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 from pathlib import Path
 
-from kunlun.cli import Command, UsageError
-from model.artifact import ArtifactError
+from kunlun.cli import Command
 from model.config import ConfigError
+from serving.cli.process import add_log_level, flags_of, run_until_stopped
 from serving.config import ServerConfig, load_config
-from serving.core.errors import StoreUnavailable
+from serving.store.open import EMBEDDED
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -24,26 +22,23 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--online-window-s", type=float, help="what the gauges are over (default: an hour)")
     parser.add_argument("--host", help="address of /metrics (default: 127.0.0.1)")
     parser.add_argument("--metrics-port", type=int, help="HTTP port of /metrics; 0: any free port, printed (default: 9464)")
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: info")
+    add_log_level(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import uvloop
-
     from serving.feedback_process import run_feedback
 
-    logging.basicConfig(
-        level=arguments.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    flags = {key: getattr(arguments, key) for key in ServerConfig.model_fields if hasattr(arguments, key)}
-    try:
-        config = load_config(arguments.config, flags).model_copy(update={"feedback": "consume"})
-        if config.store == "embedded":
-            raise ConfigError("store: expected the URL of the store that the servers share, found 'embedded'")
-        uvloop.run(run_feedback(config, lambda metrics: print(f"kunlun: counting outcomes, metrics on {metrics}", flush=True)))
-    except (ConfigError, ArtifactError, StoreUnavailable) as error:
-        raise UsageError(str(error)) from error
-    return 0
+    def ready(metrics: str) -> None:
+        print(f"kunlun: counting outcomes, metrics on {metrics}", flush=True)
+
+    return run_until_stopped(arguments, lambda: run_feedback(_config(arguments), ready))
+
+
+def _config(arguments: argparse.Namespace) -> ServerConfig:
+    config = load_config(arguments.config, flags_of(arguments)).model_copy(update={"feedback": "consume"})
+    if config.store == EMBEDDED:
+        raise ConfigError(f"store: expected the URL of the store that the servers share, found {EMBEDDED!r}")
+    return config
 
 
 command = Command("count outcomes and export online NE, in a process of its own", _configure, _run)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import os
-import sys
 from pathlib import Path
 
-from kunlun.cli import Command, UsageError
-from model.artifact import ArtifactError
-from model.config import ConfigError
+from kunlun.cli import Command
+from serving.cli.process import add_log_level, flags_of, run_until_stopped
 from serving.config import ServerConfig, load_config
-from serving.core.errors import StoreUnavailable
 
 OFF = "off"
 
@@ -46,17 +42,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-key", help="PEM private key of the server")
     parser.add_argument("--tls-client-ca", help="PEM certificates that must have signed a client's certificate (mutual TLS)")
     parser.add_argument("--ready-file", type=Path, help="write a JSON object with address, metrics, store, pid here")
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: info")
+    add_log_level(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import uvloop
-
     from serving.server import Addresses, serve
 
-    logging.basicConfig(
-        level=arguments.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     ready_file: Path | None = arguments.ready_file
 
     def ready(addresses: Addresses) -> None:
@@ -67,15 +58,11 @@ def _run(arguments: argparse.Namespace) -> int:
             aside.write_text(json.dumps(facts), encoding="utf-8")
             aside.replace(ready_file)
 
-    try:
-        uvloop.run(serve(_config(arguments), ready))
-    except (ConfigError, ArtifactError, StoreUnavailable) as error:
-        raise UsageError(str(error)) from error
-    return 0
+    return run_until_stopped(arguments, lambda: serve(_config(arguments), ready))
 
 
 def _config(arguments: argparse.Namespace) -> ServerConfig:
-    flags = {key: getattr(arguments, key) for key in ServerConfig.model_fields if hasattr(arguments, key)}
+    flags = flags_of(arguments)
     if arguments.metrics_port == OFF:
         flags.pop("metrics_port")
     tls = {key: value for key in ("certificate", "key", "client_ca") if (value := getattr(arguments, f"tls_{key}")) is not None}
