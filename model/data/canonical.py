@@ -2,7 +2,8 @@
 
 A directory of ``schema.yaml``, ``requests.parquet`` (one row per ranking request with its shown
 items), ``items.parquet``, ``users.parquet``, ``events.parquet`` and ``dataset.json`` (source, counts,
-rejected rows by reason, and of a log that was down-sampled its ``negative_rate``). `columns_of` is the whole contract: column names and Arrow types per file,
+rejected rows by reason; in a down-sampled log ``negative_rate``, the share kept of the shown items whose
+labels are all 0). `columns_of` is the whole contract: column names and Arrow types per file,
 derived from the schema. Adapters call `write_log`, `model.data.request_log` calls `read_log`.
 
 Invariant: a directory appears complete or not at all; a column that does not fit the schema is

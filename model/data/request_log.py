@@ -99,12 +99,12 @@ class RequestLog:
         return np.asarray(np.all(self.labels == 0, axis=1))
 
     def weights(self) -> NDArray[np.float64]:
-        """How many shown items of the full distribution each one [C] stands for: 1 / `negative_rate` for `negatives`, else 1."""
+        """How many shown items of the full distribution each one [C] stands for: `negatives` 1 / `negative_rate`, others 1."""
         return np.where(self.negatives(), 1 / self.negative_rate, 1.0)
 
     def subset(self, requests: NDArray[np.int64] | NDArray[np.bool_]) -> RequestLog:
         """The given requests only, in the given order; users, items and events stay whole."""
-        chosen = np.flatnonzero(requests) if requests.dtype == bool else requests
+        chosen = np.flatnonzero(requests) if requests.dtype == bool else requests.astype(np.int64)
         offsets = np.concatenate([[0], np.cumsum(self.offsets[chosen + 1] - self.offsets[chosen])])
         rows = self.rows_of(chosen)
         return replace(

@@ -50,8 +50,8 @@ def evaluate_predictions(
 
     Predictions [C, tasks] are probabilities in the order of the log's shown items. Figures: ne, auc, gauc (per user,
     weighted by impressions, users with both classes), ndcg10 (requests with a positive; left out of a down-sampled log,
-    whose lists are not whole), calibration (predicted over observed positives), ece (20 bins of equal population), base_rate, log_loss, and for synthetic logs ne_bayes, the NE
-    of the true probabilities on the same labels.
+    whose lists are not whole), calibration (predicted over observed positives), ece (20 bins of equal population),
+    base_rate, log_loss, and for synthetic logs ne_bayes, the NE of the true probabilities on the same labels.
     """
     result: dict[str, dict[str, Any]] = {}
     for number, task in enumerate(log.schema.tasks):

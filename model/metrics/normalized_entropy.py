@@ -65,7 +65,7 @@ class NEState:
         labels: NDArray[np.integer | np.bool_ | np.floating],
         weights: NDArray[np.floating] | None = None,
     ) -> NEState:
-        """Labelled examples; predictions [N], labels [N] in {0, 1}, `weights` [N] of down-sampled ones (`RequestLog.weights`)."""
+        """Labelled examples; predictions [N], labels [N] in {0, 1}, `weights` [N] where they stand for several."""
         positive = np.asarray(labels) > 0
         of_positives = None if weights is None else np.asarray(weights)[positive]
         return cls.of_impressions(predictions, weights) + cls.of_positives(np.asarray(predictions)[positive], of_positives)
