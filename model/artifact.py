@@ -26,15 +26,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors.numpy import load_file
 
 from model.config import StrictModel, describe
 from model.features import FeatureEncoder, FeatureStats
+from model.metrics.score_histogram import BINS
 from model.model_config import ModelConfig
 from model.schema import Schema
 
@@ -54,11 +55,25 @@ class TensorLayout(StrictModel):
 
 
 class Calibration(StrictModel):
-    """What the served graph applies to each task's logit: scale·logit + shift (Platt), then the down-sampling offset."""
+    """What the served graph applies to each task's logit: scale·logit + shift (Platt), then the down-sampling offset.
+
+    `negative_rate`: share of the task's negatives that training saw; its logarithm is the offset.
+    """
 
     scale: float = 1.0
     shift: float = 0.0
     negative_rate: float = 1.0
+
+
+class ScoreReference(StrictModel):
+    """What one task's served probabilities looked like on the held-out part of the training log, for watching drift.
+
+    `histogram`: counts over the `BINS` bins of `model.metrics.score_histogram`; `base_rate`: label rate of the same shown
+    items, those whose label is known. Both stand for the full distribution, whatever was sampled.
+    """
+
+    histogram: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=BINS, max_length=BINS)]
+    base_rate: Annotated[float, Field(ge=0, le=1)]
 
 
 class Manifest(StrictModel):
@@ -78,6 +93,7 @@ class Manifest(StrictModel):
     calibration: dict[str, Calibration]
     evaluation: dict[str, Any]
     base_rates: dict[str, float]
+    score_reference: dict[str, ScoreReference] = Field(default_factory=dict)
     files: dict[str, str]
     provenance: dict[str, Any]
 

@@ -79,8 +79,12 @@ class ScoreCandidates(nn.Module):
         self.calibration_shift.copy_(torch.tensor([c.shift for c in calibrations]) + offsets)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.raw_logits(*tensors) * self.calibration_scale + self.calibration_shift
+        logits = self.calibrated(self.raw_logits(*tensors))
         return logits, logits.sigmoid()
+
+    def calibrated(self, raw: Tensor) -> Tensor:
+        """Logits [C, tasks] as they are served, from raw ones."""
+        return raw * self.calibration_scale + self.calibration_shift
 
     def raw_logits(self, *tensors: Tensor) -> Tensor:
         """Logits before calibration, [C, tasks]."""

@@ -37,6 +37,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from model.data.split import split_requests
     from model.training.config import load_train_config, parse_config
     from model.training.fit_features import fit_features
+    from model.training.negative_sampling import sample_negatives
     from model.training.run import TrainingRun
     from model.training.trainer import Trainer
 
@@ -53,7 +54,9 @@ def _train(arguments: argparse.Namespace) -> int:
                 f"{arguments.config}: differs from {run.path}/config.json; --resume continues the run as it began"
             )
     else:
-        run = TrainingRun.create(arguments.output, config, log.schema, fit_features(log, split.train))
+        sample = sample_negatives(log, split.train, config)
+        stats = fit_features(log, split.train, sample.kept)
+        run = TrainingRun.create(arguments.output, config, log.schema, stats)
         run.remember_data(log)
     trainer = Trainer(run, log, split.train, split.validation)
     if arguments.resume:

@@ -2,7 +2,8 @@
 
 A directory of ``schema.yaml``, ``requests.parquet`` (one row per ranking request with its shown
 items), ``items.parquet``, ``users.parquet``, ``events.parquet`` and ``dataset.json`` (source, counts,
-rejected rows by reason). `columns_of` is the whole contract: column names and Arrow types per file,
+rejected rows by reason; in a down-sampled log ``negative_rate``, the share kept of the shown items whose
+labels are all 0). `columns_of` is the whole contract: column names and Arrow types per file,
 derived from the schema. Adapters call `write_log`, `model.data.request_log` calls `read_log`.
 
 Invariant: a directory appears complete or not at all; a column that does not fit the schema is
@@ -31,7 +32,7 @@ SCHEMA_FILE, INFO_FILE = "schema.yaml", "dataset.json"
 
 
 class LogError(ConfigError):
-    """A canonical log that cannot be used: says file, column, what was expected, what was found."""
+    """A canonical log that cannot be used: says file, column (or key), what was expected, what was found."""
 
     def __init__(self, where: Path | str, column: str, expected: str, found: str) -> None:
         super().__init__(f"{where}: {column}: expected {expected}, found {found}")
@@ -64,6 +65,8 @@ class CanonicalLog:
     schema: Schema
     tables: Mapping[LogFile, pa.Table]
     info: Mapping[str, Any]
+    negative_rate: float
+    """Share kept of the shown items whose labels are all 0, in (0, 1]; 1 where ``dataset.json`` does not say."""
 
 
 def id_type_of(id_type: IdType) -> pa.DataType:
@@ -99,9 +102,10 @@ def write_log(
 ) -> Path:
     """Write a log: per file a mapping of columns (lists, numpy or Arrow arrays); replaces an older log at `directory`.
 
-    Raises `LogError` for a column that is missing or does not fit, `ConfigError` when `directory` holds something else.
+    Raises `LogError` for a column or a `negative_rate` that does not fit, `ConfigError` when `directory` holds something else.
     """
     target = Path(directory)
+    _negative_rate(target / INFO_FILE, info)
     if target.exists() and not (target / INFO_FILE).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target}: exists and is not a canonical log (no {INFO_FILE}); give another --output")
     aside = target.with_name(f".{target.name}.tmp")
@@ -140,7 +144,14 @@ def read_log(directory: str | Path) -> CanonicalLog:
         _check_rows(where, file, tables[file], schema)
     info_path = path / INFO_FILE
     info = json.loads(info_path.read_text(encoding="utf-8")) if info_path.is_file() else {}
-    return CanonicalLog(path, schema, tables, info)
+    return CanonicalLog(path, schema, tables, info, _negative_rate(info_path, info))
+
+
+def _negative_rate(where: Path, info: Mapping[str, Any]) -> float:
+    rate = info.get("negative_rate", 1.0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+        raise LogError(where, "negative_rate", "a number above 0 and at most 1", repr(rate))
+    return float(rate)
 
 
 def _feature_columns(features: tuple[Feature, ...], prefix: str = "") -> dict[str, Column]:

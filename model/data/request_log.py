@@ -71,6 +71,7 @@ class RequestLog:
     item_keys: NDArray[np.int64]  # [I]
     items: Records  # [I]
     events: dict[str, ArrivalLog]
+    negative_rate: float = 1.0  # share kept of the shown items whose labels are all 0; 1: the log is complete
 
     def __len__(self) -> int:
         return len(self.request_ids)
@@ -87,12 +88,25 @@ class RequestLog:
         """The request's rows in the shown-item arrays."""
         return slice(int(self.offsets[request]), int(self.offsets[request + 1]))
 
+    def rows_of(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows [C'] of the given requests in the shown-item arrays, in the given order."""
+        sizes = self.offsets[requests + 1] - self.offsets[requests]
+        ends = np.cumsum(sizes)
+        return np.repeat(self.offsets[requests] - (ends - sizes), sizes) + np.arange(sizes.sum())
+
+    def negatives(self) -> NDArray[np.bool_]:
+        """Shown items [C] that down-sampling may drop: every task's label is known and 0."""
+        return np.asarray(np.all(self.labels == 0, axis=1))
+
+    def weights(self) -> NDArray[np.float64]:
+        """How many shown items of the full distribution each one [C] stands for: `negatives` 1 / `negative_rate`, others 1."""
+        return np.where(self.negatives(), 1 / self.negative_rate, 1.0)
+
     def subset(self, requests: NDArray[np.int64] | NDArray[np.bool_]) -> RequestLog:
         """The given requests only, in the given order; users, items and events stay whole."""
-        chosen = np.flatnonzero(requests) if requests.dtype == bool else requests
-        sizes = self.offsets[chosen + 1] - self.offsets[chosen]
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
-        rows = np.repeat(self.offsets[chosen] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        chosen = np.flatnonzero(requests) if requests.dtype == bool else requests.astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(self.offsets[chosen + 1] - self.offsets[chosen])])
+        rows = self.rows_of(chosen)
         return replace(
             self,
             request_ids=[self.request_ids[r] for r in chosen],
@@ -150,6 +164,7 @@ def _build(log: CanonicalLog) -> RequestLog:
         item_keys=keys_of(item_ids, schema.item.id_type, schema.hash, "items.parquet: item_id"),
         items=_extended(records_of(items, schema.item_features, schema, "items.parquet"), len(item_ids)),
         events={e.name: _arrivals(events, e, schema, event_user, len(user_ids)) for e in schema.events},
+        negative_rate=log.negative_rate,
     )
 
 

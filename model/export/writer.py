@@ -24,6 +24,7 @@ from model.artifact import (
     Artifact,
     Calibration,
     Manifest,
+    ScoreReference,
     TensorLayout,
     file_digests,
     open_artifact,
@@ -35,7 +36,7 @@ from model.features import FeatureEncoder
 from model.flops import flop_model
 from model.ranker import KunlunRanker
 from model.signature import GraphSignature, state_bytes, state_specs
-from model.training.run import TrainingRun
+from model.training.run import SCORE_REFERENCE, TrainingRun, read_json
 
 TABLES = "tables."
 
@@ -48,6 +49,7 @@ class ModelParts:
     encoder: FeatureEncoder
     calibration: Mapping[str, Calibration]
     base_rates: Mapping[str, float]
+    score_reference: Mapping[str, ScoreReference]
     evaluation: Mapping[str, Any]
     provenance: Mapping[str, Any]
     arrays: Mapping[str, Mapping[str, NDArray[Any]]]
@@ -61,11 +63,13 @@ def export_run(
     if not result:
         raise ConfigError(f"{run.path}: training has not ended (no result.json); finish it with `kunlun train … --resume`")
     evaluation = run.path / "evaluation.json"
+    references = read_json(run.path / SCORE_REFERENCE) if (run.path / SCORE_REFERENCE).is_file() else {}  # older runs
     parts = ModelParts(
         model=run.load_model(),
         encoder=run.encoder,
         calibration={k: Calibration(**c) for k, c in result["calibration"].items()},
         base_rates=result["base_rates"],
+        score_reference={k: ScoreReference(**r) for k, r in references.items()},
         evaluation=json.loads(evaluation.read_text()) if evaluation.is_file() else {"validation": result["best"]},
         provenance={
             "training": run.config.model_dump(mode="json"),
@@ -137,6 +141,7 @@ def _manifest(parts: ModelParts, name: str, version: str, files: dict[str, str])
         calibration=dict(parts.calibration),
         evaluation=dict(parts.evaluation),
         base_rates=dict(parts.base_rates),
+        score_reference=dict(parts.score_reference),
         files=files,
         provenance={
             "kunlun": installed("kunlun-serving"),

@@ -34,16 +34,24 @@ def resamples(users: int, count: int = 300, seed: int = 0) -> NDArray[np.float64
 
 
 def resampled_auc(
-    scores: NDArray[np.floating], labels: NDArray[np.floating], users: NDArray[np.int64], weights: NDArray[np.float64]
+    scores: NDArray[np.floating],
+    labels: NDArray[np.floating],
+    users: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    example_weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """AUC of every resample, [B]: P(score of a positive > of a negative) + ½ P(equal), examples weighted by their user."""
+    """AUC of every resample, [B]: P(score of a positive > of a negative) + ½ P(equal), examples weighted by their user.
+
+    Scores, labels and users [N]; `weights` [B, U] of users; `example_weights` [N] multiply those of their users.
+    """
     order = np.argsort(scores, kind="stable")
+    own = np.ones(len(order)) if example_weights is None else example_weights[order]
     sorted_scores, positive, owner = np.asarray(scores)[order], np.asarray(labels)[order] > 0, users[order]
     starts = np.flatnonzero(np.concatenate([[True], sorted_scores[1:] != sorted_scores[:-1]]))
     out = np.empty(len(weights))
     step = max(1, _ROWS_AT_ONCE // max(1, len(scores)))
     for begin in range(0, len(weights), step):
-        drawn = weights[begin : begin + step][:, owner]
+        drawn = weights[begin : begin + step][:, owner] * own
         ups = np.add.reduceat(drawn * positive, starts, axis=1)
         downs = np.add.reduceat(drawn * ~positive, starts, axis=1)
         below = np.cumsum(downs, axis=1) - downs / 2

@@ -5,7 +5,8 @@ the raw resamples, so that two models can be compared pairwise on the same users
 
 Invariant: examples with an unknown label are left out; a figure without a value (one class only, no
 positive) is left out of the result, so that it is always valid JSON. NE shares its sums with the
-online metric. Cost: about 1 s for 50,000 examples and 300 resamples.
+online metric. Figures are stated for the full distribution: of a log that was down-sampled, examples
+count by `RequestLog.weights`. Cost: about 1 s for 50,000 examples and 300 resamples.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def evaluate_predictions(
     """Per task: ``examples``, ``users``, ``requests``, and per figure ``{"value", "low", "high"}``.
 
     Predictions [C, tasks] are probabilities in the order of the log's shown items. Figures: ne, auc, gauc (per user,
-    weighted by impressions, users with both classes), ndcg10 (requests with a positive), calibration (predicted over
-    observed positives), ece (20 bins of equal population), base_rate, log_loss, and for synthetic logs ne_bayes, the NE
-    of the true probabilities on the same labels.
+    weighted by impressions, users with both classes), ndcg10 (requests with a positive; left out of a down-sampled log,
+    whose lists are not whole), calibration (predicted over observed positives), ece (20 bins of equal population),
+    base_rate, log_loss, and for synthetic logs ne_bayes, the NE of the true probabilities on the same labels.
     """
     result: dict[str, dict[str, Any]] = {}
     for number, task in enumerate(log.schema.tasks):
@@ -90,16 +91,19 @@ def task_draws(
     known = ~np.isnan(log.labels[:, task])
     request = np.repeat(np.arange(len(lengths)), lengths)[known]
     p, y = np.asarray(predictions, dtype=np.float64)[known], log.labels[known, task].astype(np.float64)
+    w = log.weights()[known]
     if not len(p):
         return TaskDraws({}, {}, 0, 0, 0)
     present, user_of_request = np.unique(log.user_index, return_inverse=True)
     user, users = user_of_request[request], len(present)
-    sums = _sums_per_user(p, y, user, users) | _ndcg_sums(p, y, request, user_of_request, users)
+    sums = _sums_per_user(p, y, w, user, users)
+    if log.negative_rate == 1:
+        sums |= _ndcg_sums(p, y, request, user_of_request, users)
     if log.truth is not None:
-        sums["bayes_loss"] = _added(user, _loss(log.truth[known, task], y), users)
+        sums["bayes_loss"] = _added(user, w * _loss(log.truth[known, task], y), users)
     drawn = np.concatenate([np.ones((1, users)), resamples(users, count, seed)])  # row 0 is the log itself
     figures = _figures({name: drawn @ column for name, column in sums.items()})
-    figures["auc"] = resampled_auc(p, y, user, drawn)
+    figures["auc"] = resampled_auc(p, y, user, drawn, w)
     names = [name for name in ORDER if name in figures]
     values = {name: float(figures[name][0]) for name in names}
     draws = {name: figures[name][1:] for name in names}
@@ -110,21 +114,21 @@ ORDER = ("ne", "auc", "gauc", "ndcg10", "calibration", "ece", "base_rate", "log_
 Sums = dict[str, NDArray[np.float64]]
 
 
-def _sums_per_user(p: NDArray[np.float64], y: NDArray[np.float64], user: NDArray[np.int64], users: int) -> Sums:
-    """Everything that adds up over examples, [users] each (`gaps`: [users, bins])."""
-    own_auc = grouped_auc(p, y, user, users)
-    examples = np.bincount(user, minlength=users).astype(np.float64)
+def _sums_per_user(
+    p: NDArray[np.float64], y: NDArray[np.float64], w: NDArray[np.float64], user: NDArray[np.int64], users: int
+) -> Sums:
+    """Everything that adds up over examples of weights `w`, [users] each (`gaps`: [users, bins])."""
+    own_auc = grouped_auc(p, y, user, users, w)
+    examples = _added(user, w, users)
     weight = np.where(np.isnan(own_auc), 0, examples)
     return {
         "examples": examples,
-        "positives": _added(user, y, users),
-        "predictions": _added(user, p, users),
-        "loss": _added(user, _loss(p, y), users),
+        "positives": _added(user, w * y, users),
+        "predictions": _added(user, w * p, users),
+        "loss": _added(user, w * _loss(p, y), users),
         "auc": np.nan_to_num(own_auc) * weight,
         "auc_weight": weight,
-        "gaps": np.bincount(user * BINS + calibration_bins(p, BINS), weights=p - y, minlength=users * BINS).reshape(
-            users, BINS
-        ),
+        "gaps": _added(user * BINS + calibration_bins(p, BINS, w), w * (p - y), users * BINS).reshape(users, BINS),
     }
 
 
@@ -151,12 +155,13 @@ def _figures(total: Sums) -> Sums:
         figures = {
             "ne": total["loss"] / total["examples"] / entropy,
             "gauc": total["auc"] / total["auc_weight"],
-            "ndcg10": total["ndcg"] / total["ranked"],
             "calibration": total["predictions"] / total["positives"],
             "ece": np.abs(total["gaps"]).sum(axis=1) / total["examples"],
             "base_rate": rate,
             "log_loss": total["loss"] / total["examples"],
         }
+        if "ranked" in total:
+            figures["ndcg10"] = total["ndcg"] / total["ranked"]
         if "bayes_loss" in total:
             figures["ne_bayes"] = total["bayes_loss"] / total["examples"] / entropy
     return figures

@@ -40,26 +40,35 @@ class NEState:
         )
 
     @classmethod
-    def of_impressions(cls, predictions: NDArray[np.floating]) -> NEState:
-        """Impressions shown, not yet known to be positive; predictions [N]."""
+    def of_impressions(cls, predictions: NDArray[np.floating], weights: NDArray[np.floating] | None = None) -> NEState:
+        """Impressions shown, not yet known to be positive; predictions [N], `weights` [N] where they stand for several."""
         p = clipped(predictions)
-        return cls(examples=float(len(p)), predictions=float(p.sum()), negative_loss=float(-np.log1p(-p).sum()))
+        w = np.ones_like(p) if weights is None else np.asarray(weights, dtype=np.float64)
+        return cls(examples=float(w.sum()), predictions=float((w * p).sum()), negative_loss=float(-(w * np.log1p(-p)).sum()))
 
     @classmethod
-    def of_positives(cls, predictions: NDArray[np.floating]) -> NEState:
-        """Positives among impressions that were already counted; predictions [N]."""
+    def of_positives(cls, predictions: NDArray[np.floating], weights: NDArray[np.floating] | None = None) -> NEState:
+        """Positives among impressions that were already counted; predictions [N], their `weights` [N]."""
         p = clipped(predictions)
+        w = np.ones_like(p) if weights is None else np.asarray(weights, dtype=np.float64)
         correction = np.log1p(-p) - np.log(p)
         return cls(
-            positives=float(len(p)),
-            correction_up=float(np.maximum(correction, 0).sum()),
-            correction_down=float(np.maximum(-correction, 0).sum()),
+            positives=float(w.sum()),
+            correction_up=float((w * np.maximum(correction, 0)).sum()),
+            correction_down=float((w * np.maximum(-correction, 0)).sum()),
         )
 
     @classmethod
-    def of(cls, predictions: NDArray[np.floating], labels: NDArray[np.integer | np.bool_ | np.floating]) -> NEState:
-        """Labelled examples; predictions [N], labels [N] in {0, 1}."""
-        return cls.of_impressions(predictions) + cls.of_positives(np.asarray(predictions)[np.asarray(labels) > 0])
+    def of(
+        cls,
+        predictions: NDArray[np.floating],
+        labels: NDArray[np.integer | np.bool_ | np.floating],
+        weights: NDArray[np.floating] | None = None,
+    ) -> NEState:
+        """Labelled examples; predictions [N], labels [N] in {0, 1}, `weights` [N] where they stand for several."""
+        positive = np.asarray(labels) > 0
+        of_positives = None if weights is None else np.asarray(weights)[positive]
+        return cls.of_impressions(predictions, weights) + cls.of_positives(np.asarray(predictions)[positive], of_positives)
 
     @property
     def log_loss(self) -> float:

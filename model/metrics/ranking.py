@@ -20,17 +20,25 @@ def auc(scores: Floats, labels: Floats) -> float:
     return float(grouped_auc(scores, labels, np.zeros(len(scores), dtype=np.int64), 1)[0])
 
 
-def grouped_auc(scores: Floats, labels: Floats, groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """AUC inside each group, [count]; NaN for groups with one class only. Groups [N] are numbered from 0."""
-    positive = np.asarray(labels) > 0
+def grouped_auc(
+    scores: Floats, labels: Floats, groups: NDArray[np.int64], count: int, weights: Floats | None = None
+) -> NDArray[np.float64]:
+    """AUC inside each group, [count]; NaN for groups with one class only.
+
+    Scores, labels, groups (numbered from 0) and weights (1 unless given) [N].
+    """
     order = np.lexsort((scores, groups))
-    ranks = np.empty(len(order), dtype=np.float64)
-    ranks[order] = _midranks(np.asarray(scores)[order], groups[order])
-    positives = np.bincount(groups, weights=positive, minlength=count)
-    negatives = np.bincount(groups, minlength=count) - positives
-    rank_sum = np.bincount(groups, weights=ranks * positive, minlength=count)
+    group, positive = groups[order], np.asarray(labels)[order] > 0
+    weight = np.ones(len(order)) if weights is None else np.asarray(weights, dtype=np.float64)[order]
+    tie = _tie_numbers(np.asarray(scores)[order], group)
+    ups, downs = np.bincount(tie, weight * positive), np.bincount(tie, weight * ~positive)
+    owner = group[_starts(tie)]
+    negatives = np.bincount(owner, downs, minlength=count)
+    of_groups_before = np.cumsum(negatives) - negatives
+    below = np.cumsum(downs) - downs / 2 - of_groups_before[owner]
+    wins = np.bincount(owner, ups * below, minlength=count)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((rank_sum - positives * (positives + 1) / 2) / (positives * negatives), dtype=np.float64)
+        return np.asarray(wins / (np.bincount(owner, ups, minlength=count) * negatives), dtype=np.float64)
 
 
 def gauc(scores: Floats, labels: Floats, users: NDArray[np.int64]) -> float:
@@ -68,11 +76,12 @@ def ndcg(scores: Floats, labels: Floats, offsets: NDArray[np.int64], k: int = 10
     return float(np.nanmean(per_request)) if np.any(~np.isnan(per_request)) else math.nan
 
 
-def calibration_bins(predictions: Floats, bins: int = 20) -> NDArray[np.int64]:
-    """Bin of every prediction: `bins` bins of equal population by rank; equal predictions share a bin."""
-    _, value, counts = np.unique(predictions, return_inverse=True, return_counts=True)
-    start = np.cumsum(counts) - counts
-    return np.asarray((start * bins // max(len(predictions), 1))[value], dtype=np.int64)
+def calibration_bins(predictions: Floats, bins: int = 20, weights: Floats | None = None) -> NDArray[np.int64]:
+    """Bin of every prediction [N]: `bins` bins of equal population (or weight [N]) by rank; equal predictions share a bin."""
+    _, value = np.unique(predictions, return_inverse=True)
+    population = np.bincount(value, weights).astype(np.float64)
+    start = np.cumsum(population) - population
+    return np.asarray((start * bins // max(population.sum(), 1))[value], dtype=np.int64)
 
 
 def expected_calibration_error(predictions: Floats, labels: Floats, bins: int = 20) -> float:
@@ -91,14 +100,6 @@ def _tie_numbers(scores: Floats, groups: NDArray[np.int64]) -> NDArray[np.int64]
     return np.cumsum(changed) - 1
 
 
-def _midranks(scores: Floats, groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """1-based ranks inside each group of rows sorted by (group, score); ties share the average rank."""
-    if not len(scores):
-        return np.empty(0)
-    tie = _tie_numbers(scores, groups)
-    counts = np.bincount(tie)
-    last = np.cumsum(counts)
-    middle = last - (counts - 1) / 2
-    starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
-    before = np.repeat(starts, np.diff(np.append(starts, len(groups))))
-    return np.asarray(middle[tie] - before, dtype=np.float64)
+def _starts(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """First row of each run of equal numbers."""
+    return np.flatnonzero(np.diff(numbers, prepend=-1))

@@ -30,9 +30,9 @@ def score_bins(predictions: NDArray[np.floating]) -> NDArray[np.int64]:
     return np.clip(scaled, 0, BINS - 1).astype(np.int64)
 
 
-def score_histogram(predictions: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Counts [BINS] of predictions [N]."""
-    return np.bincount(score_bins(predictions), minlength=BINS)
+def score_histogram(predictions: NDArray[np.floating], weights: NDArray[np.floating] | None = None) -> NDArray[np.int64]:
+    """Counts [BINS] of predictions [N]; `weights` [N] where they stand for several, then sums rounded to whole counts."""
+    return np.rint(np.bincount(score_bins(predictions), weights, minlength=BINS)).astype(np.int64)
 
 
 def histogram_auc(impressions: Counts, positives: Counts) -> float:

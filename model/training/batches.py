@@ -69,9 +69,13 @@ class BatchMaker:
         self.items = encoder.encode_items(log.item_keys, log.items)
 
     def batch(
-        self, requests: NDArray[np.int64], augment: AugmentConfig | None = None, rng: np.random.Generator | None = None
+        self,
+        requests: NDArray[np.int64],
+        augment: AugmentConfig | None = None,
+        rng: np.random.Generator | None = None,
+        kept: NDArray[np.bool_] | None = None,
     ) -> Batch:
-        """The batch of the given request numbers; `augment` and `rng` in training only."""
+        """The batch of the given request numbers; `augment`, `rng` and `kept` [C] (of all shown items) in training only."""
         log, encoder = self.log, self.encoder
         histories = [log.histories(int(r)) for r in requests]
         if augment is not None and rng is not None:
@@ -86,19 +90,21 @@ class BatchMaker:
             length = max(1, max(map(len, own)))
             h = encoder.encode_histories(event, own, newest, length)
             encoded[event.name] = HistoryTensors(_tensors(h.events), torch.from_numpy(h.age_s), torch.from_numpy(h.lengths))
-        sizes = log.offsets[requests + 1] - log.offsets[requests]
-        shown = np.concatenate([np.arange(log.offsets[r], log.offsets[r + 1]) for r in requests])
+        shown = log.rows_of(requests)
+        request_index = np.repeat(np.arange(len(requests)), log.offsets[requests + 1] - log.offsets[requests])
+        if kept is not None:
+            shown, request_index = shown[kept[shown]], request_index[kept[shown]]
         item = log.item_index[shown]
         positions = np.clip(log.positions[shown].astype(np.int64) + 1, 0, MAX_POSITION)
         if augment is not None and rng is not None:
-            hidden = np.repeat(rng.random(len(requests)) < augment.unknown_position, sizes)
+            hidden = (rng.random(len(requests)) < augment.unknown_position)[request_index]
             positions = np.where(hidden, 0, positions)
         return Batch(
             users=_tensors(encoder.encode_users(log.users[users], log.user_keys[users], counts)),
             histories=encoded,
             contexts=_tensors(encoder.encode_context(log.contexts[requests], log.time_ms[requests], newest_ms)),
             items=_tensors(Encoded(self.items.rows[item], self.items.dense[item])),
-            request_index=torch.from_numpy(np.repeat(np.arange(len(requests)), sizes)),
+            request_index=torch.from_numpy(request_index),
             positions=torch.from_numpy(positions),
             labels=torch.from_numpy(log.labels[shown]),
         )

@@ -43,13 +43,19 @@ class AugmentConfig(StrictModel):
 
 
 class TrainConfig(StrictModel):
-    """A whole run. `model` is a shipped preset's name or a full model configuration."""
+    """A whole run. `model` is a shipped preset's name or a full model configuration.
+
+    `negative_rate`: share of the training part's negatives that is trained on. Shown items whose labels are all 0 are kept
+    with this probability, all others always; probabilities and figures stay those of the full distribution. On a log
+    that was down-sampled before, this is a share of what it holds (see `model.training.negative_sampling`).
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "kunlun"
     model: str | ModelConfig = "small"
     split: SplitKind = SplitKind.TIME
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_requests: Annotated[int, Field(ge=1)] = 64
+    negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig = AugmentConfig()
     position_debias: bool = True

@@ -1,7 +1,12 @@
-"""Figures of a finished run on a part of its log: position-free, with the figure that knows positions beside it."""
+"""Figures of a finished run on a part of its log: position-free, with the figure that knows positions beside it.
+
+Stated for the full distribution: every shown item of the part is measured with its served probability, also where
+training saw a sample, and one of a down-sampled log counts by its weight.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +19,8 @@ from model.metrics.evaluate import evaluate_predictions
 from model.metrics.normalized_entropy import NEState
 from model.ranker import KunlunRanker
 from model.training.batches import BatchMaker
-from model.training.calibration import fit_platt
-from model.training.predict import labels_of, predict_logits, with_position
+from model.training.calibration import calibrated, fit_platt
+from model.training.predict import labels_and_weights, predict_logits, with_position
 from model.training.run import BEST, TrainingRun
 
 
@@ -30,7 +35,8 @@ def evaluate_run(run: TrainingRun, log: RequestLog, part: str) -> dict[str, dict
     logits = predict_logits(model, maker, requests, calibrated=True)
     figures = evaluate_predictions(1 / (1 + np.exp(-logits.astype(np.float64))), log.subset(requests))
     bias = run.load(BEST)[1]["position"]["table"].numpy()
-    for task, ne in _ne_with_position(model, maker, bias, split.validation, requests).items():
+    rates = {task: c["negative_rate"] for task, c in run.result["calibration"].items()}
+    for task, ne in _ne_with_position(model, maker, bias, rates, split.validation, requests).items():
         figures[task]["ne_with_position"] = ne
     return figures
 
@@ -39,22 +45,22 @@ def _ne_with_position(
     model: KunlunRanker,
     maker: BatchMaker,
     bias: NDArray[np.float32],
+    negative_rates: Mapping[str, float],
     validation: NDArray[np.int64],
     requests: NDArray[np.int64],
 ) -> dict[str, float]:
     """NE of predictions that know the shown position, which serving does not; calibrated on validation like the others."""
 
-    def logits_and_labels(part: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        raw = predict_logits(model, maker, part, calibrated=False)
-        return with_position(raw, bias, maker, part), labels_of(maker, part)
+    def logits_of(part: NDArray[np.int64]) -> NDArray[np.float32]:
+        return with_position(predict_logits(model, maker, part, calibrated=False), bias, maker, part)
 
-    (fit_logits, fit_labels), (logits, labels) = logits_and_labels(validation), logits_and_labels(requests)
+    fit_logits, (fit_labels, fit_weights) = logits_of(validation), labels_and_weights(maker, validation)
+    logits, (labels, weights) = logits_of(requests), labels_and_weights(maker, requests)
     figures = {}
     for i, task in enumerate(model.schema.tasks):
-        c = fit_platt(fit_logits[:, i], fit_labels[:, i])
+        c = fit_platt(fit_logits[:, i], fit_labels[:, i], fit_weights, negative_rate=negative_rates[task.name])
         known = ~np.isnan(labels[:, i])
-        p = 1 / (1 + np.exp(-(c.scale * logits[known, i].astype(np.float64) + c.shift)))
-        ne = NEState.of(p, labels[known, i]).normalized_entropy
+        ne = NEState.of(calibrated(logits[known, i], c), labels[known, i], weights[known]).normalized_entropy
         if np.isfinite(ne):
             figures[task.name] = ne
     return figures

@@ -10,15 +10,17 @@ from model.features import FeatureStats, fit_stats
 from model.history import arrived_before, newest_event_ms
 
 
-def fit_features(log: RequestLog, train: NDArray[np.int64]) -> FeatureStats:
+def fit_features(log: RequestLog, train: NDArray[np.int64], kept: NDArray[np.bool_] | None = None) -> FeatureStats:
     """Moments, boundaries and vocabularies of the training requests.
 
     Events count only where they had arrived before their user's last training request; items and
-    users only where training saw them.
+    users only where training saw them. `kept` [C]: the shown items that training sees (all unless given).
     """
     last_seen = np.zeros(len(log.user_ids), dtype=np.int64)
     np.maximum.at(last_seen, log.user_index[train], log.time_ms[train])
-    shown = np.concatenate([np.arange(log.offsets[r], log.offsets[r + 1]) for r in train])
+    shown = log.rows_of(train)
+    if kept is not None:
+        shown = shown[kept[shown]]
     seen_items, seen_users = np.unique(log.item_index[shown]), np.unique(log.user_index[train])
     events = {}
     for event in log.schema.events:

@@ -21,10 +21,7 @@ def predict_logits(
     parts = []
     for start in range(0, len(requests), batch_requests):
         logits = raw_logits(model, maker.batch(requests[start : start + batch_requests]))
-        if calibrated:
-            score = model.score_candidates
-            logits = logits * score.calibration_scale + score.calibration_shift
-        parts.append(logits.numpy())
+        parts.append((model.score_candidates.calibrated(logits) if calibrated else logits).numpy())
     model.train(training)
     return np.concatenate(parts) if parts else np.zeros((0, len(model.schema.tasks)), np.float32)
 
@@ -39,7 +36,7 @@ def with_position(
     return logits + bias[positions] * (positions > 0)[:, None]
 
 
-def labels_of(maker: BatchMaker, requests: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Labels [C', tasks] in the order of `predict_logits`."""
-    log = maker.log
-    return np.concatenate([log.labels[log.offsets[r] : log.offsets[r + 1]] for r in requests])
+def labels_and_weights(maker: BatchMaker, requests: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Labels [C', tasks] in the order of `predict_logits`, and how many of the full distribution each row stands for [C']."""
+    rows = maker.log.rows_of(requests)
+    return maker.log.labels[rows], maker.log.weights()[rows]

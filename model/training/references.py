@@ -1,4 +1,4 @@
-"""What a run leaves behind for serving besides weights: the popularity prior and golden inputs."""
+"""What a run leaves behind for serving besides weights: the popularity prior, the reference of scores, golden inputs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.artifact import ScoreReference
 from model.data.request_log import RequestLog
+from model.metrics.score_histogram import score_histogram
 from model.ranker import KunlunRanker
+from model.schema import Schema
 from model.training.batches import BatchMaker
 from model.training.forward import encode_inputs, score_inputs
 
@@ -18,17 +21,18 @@ GOLDEN_REQUESTS = 6
 
 
 def popularity_prior(log: RequestLog, train: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Smoothed label rate per item and task: (positives + 20 · base rate) / (shown + 20).
+    """Smoothed label rate per item and task: (positives + 20 · base rate) / (shown + 20), of the full distribution.
 
-    `keys` int64 [N] sorted, `rates` float32 [N, tasks], `default` float32 [tasks] for other items.
+    Counts every shown item of the training requests, also those that training samples away. `keys` int64 [N] sorted,
+    `rates` float32 [N, tasks], `default` float32 [tasks] for other items.
     """
-    shown = np.concatenate([np.arange(log.offsets[r], log.offsets[r + 1]) for r in train])
+    shown = log.rows_of(train)
     labels, item = log.labels[shown].astype(np.float64), log.item_index[shown]
-    known = ~np.isnan(labels)
-    base = np.nansum(labels, axis=0) / np.maximum(known.sum(axis=0), 1)
+    counted = ~np.isnan(labels) * log.weights()[shown, None]
+    base = np.nansum(labels, axis=0) / np.maximum(counted.sum(axis=0), 1)
     count = np.zeros((len(log.item_keys), labels.shape[1]))
     positive = np.zeros_like(count)
-    np.add.at(count, item, known)
+    np.add.at(count, item, counted)
     np.add.at(positive, item, np.nan_to_num(labels))
     seen = count.max(axis=1) > 0
     rates = (positive + PRIOR_STRENGTH * base) / (count + PRIOR_STRENGTH)
@@ -38,6 +42,21 @@ def popularity_prior(log: RequestLog, train: NDArray[np.int64]) -> dict[str, NDA
         "rates": rates[seen][order].astype(np.float32),
         "default": base.astype(np.float32),
     }
+
+
+def score_references(
+    schema: Schema, probabilities: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float64]
+) -> dict[str, ScoreReference]:
+    """Per task from served probabilities and labels [C, tasks] and weights [C]; tasks without a known label are left out."""
+    references = {}
+    for number, task in enumerate(schema.tasks):
+        known = ~np.isnan(labels[:, number])
+        if known.any():
+            p, y, w = probabilities[known, number], labels[known, number], weights[known]
+            references[task.name] = ScoreReference(
+                histogram=tuple(score_histogram(p, w).tolist()), base_rate=float(np.average(y, weights=w))
+            )
+    return references
 
 
 @torch.no_grad()

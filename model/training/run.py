@@ -6,6 +6,7 @@ Layout::
     data.json                                    which log it is trained on
     features.json  vocabularies.safetensors      statistics fitted on the training part
     prior.safetensors                            popularity prior of the training part
+    score_reference.json                         served probabilities and label rates of the validation part, per task
     golden.safetensors                           a few encoded requests and the twin's outputs, for parity checks
     checkpoint/  model, optimizers (safetensors), state.json     newest step
     best/        model.safetensors, state.json                   lowest validation NE
@@ -39,6 +40,7 @@ from model.schema import Schema, schema_from_json
 from model.training.config import TrainConfig
 
 CHECKPOINT, BEST = "checkpoint", "best"
+SCORE_REFERENCE = "score_reference.json"
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,13 @@ class TrainingRun:
 
 
 def _digest(log: RequestLog) -> str:
-    """SHA-256 over the schema and every request's id and time."""
+    """SHA-256 over the schema and every request's id and time; of a down-sampled log also over what was kept."""
     digest = hashlib.sha256(log.schema.digest.encode())
     digest.update("\n".join(log.request_ids).encode())
     digest.update(log.time_ms.tobytes())
+    if log.negative_rate < 1:
+        digest.update(repr(log.negative_rate).encode())
+        digest.update(log.offsets.tobytes() + log.item_index.tobytes())
     return digest.hexdigest()
 
 

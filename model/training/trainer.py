@@ -18,19 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.artifact import Calibration
 from model.config import ConfigError
 from model.data.request_log import RequestLog
 from model.metrics.normalized_entropy import NEState
 from model.ranker import KunlunRanker
 from model.training.batches import BatchMaker, batch_order
-from model.training.calibration import fit_platt
+from model.training.calibration import calibrated, fit_platt
 from model.training.config import TrainConfig
 from model.training.forward import PositionBias, masked_bce, raw_logits
-from model.training.predict import labels_of, predict_logits
-from model.training.references import golden_batch, popularity_prior
+from model.training.negative_sampling import sample_negatives
+from model.training.predict import labels_and_weights, predict_logits
+from model.training.references import golden_batch, popularity_prior, score_references
 from model.training.rowwise_adagrad import RowWiseAdagrad
-from model.training.run import BEST, CHECKPOINT, TrainingRun, optimizer_tensors, restore_optimizer, write_json
+from model.training.run import BEST, CHECKPOINT, SCORE_REFERENCE, TrainingRun, optimizer_tensors, restore_optimizer, write_json
 
 CHECKPOINT_EVERY_S = 30.0
 
@@ -55,6 +55,8 @@ class Trainer:
     """Owns model, optimizers and the run directory during training."""
 
     def __init__(self, run: TrainingRun, log: RequestLog, train: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
+        has_items = np.diff(log.offsets) > 0  # a down-sampled log may hold requests without any
+        validation = validation[has_items[validation]]
         if not len(validation):
             raise ConfigError(
                 f"split {run.config.split.value!r}: the validation part is empty, and the best step is chosen on it; "
@@ -62,6 +64,7 @@ class Trainer:
             )
         self.run, self.config = run, run.config
         self.maker = BatchMaker(log, run.encoder)
+        self.sample = sample_negatives(log, train, self.config)
         self.train_requests, self.validation_requests = train, validation
         torch.manual_seed(self.config.seed)
         if self.config.threads:
@@ -72,7 +75,7 @@ class Trainer:
         self.task_weights = torch.tensor([t.weight for t in tasks])
         self.dense = _dense_optimizer(self.model, self.position_bias, self.config)
         self.sparse = RowWiseAdagrad(self.model.tables.parameters(), lr=self.config.optimizer.sparse_lr)
-        self.steps_per_epoch = math.ceil(len(train) / self.config.batch_requests)
+        self.steps_per_epoch = math.ceil(len(self.sample.requests) / self.config.batch_requests)
         self.total_steps = self.steps_per_epoch * self.config.epochs
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_ne": None, "worse": 0, "stopped": ""}
 
@@ -91,7 +94,7 @@ class Trainer:
         while self.state["step"] < self.total_steps and not self.state["stopped"]:
             epoch, first = divmod(self.state["step"], self.steps_per_epoch)
             order = batch_order(
-                self.train_requests, self.config.batch_requests, np.random.default_rng([self.config.seed, epoch])
+                self.sample.requests, self.config.batch_requests, np.random.default_rng([self.config.seed, epoch])
             )
             for number, requests in enumerate(order):
                 if number < first:
@@ -115,7 +118,8 @@ class Trainer:
         torch.manual_seed((self.config.seed << 32) + step)
         self.model.train()
         augment = self.config.augment
-        batch = self.maker.batch(requests, augment, np.random.default_rng([self.config.seed, epoch, step]))
+        noise = np.random.default_rng([self.config.seed, epoch, step])
+        batch = self.maker.batch(requests, augment, noise, self.sample.kept)
         logits = raw_logits(self.model, batch, augment.id_dropout)
         if self.config.position_debias:
             logits = logits + self.position_bias(batch.positions)
@@ -138,8 +142,8 @@ class Trainer:
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         logits = predict_logits(self.model, self.maker, self.validation_requests, calibrated=False)
-        labels = labels_of(self.maker, self.validation_requests)
-        ne = _mean_ne(logits, labels)
+        labels, weights = labels_and_weights(self.maker, self.validation_requests)
+        ne = _mean_ne(logits, labels, weights, self.sample.shares)
         line = {"step": self.state["step"], "epoch": epoch, "seconds": round(self.state["seconds"], 2), "validation_ne": ne}
         with (self.run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -170,13 +174,19 @@ class Trainer:
         model = self.model
         model.load_state_dict(groups["model"])
         logits = predict_logits(model, self.maker, self.validation_requests, calibrated=False)
-        labels = labels_of(self.maker, self.validation_requests)
-        calibrations = {t.name: fit_platt(logits[:, i], labels[:, i]) for i, t in enumerate(self.run.schema.tasks)}
+        labels, weights = labels_and_weights(self.maker, self.validation_requests)
+        calibrations = {
+            task.name: fit_platt(logits[:, i], labels[:, i], weights, negative_rate=float(self.sample.shares[i]))
+            for i, task in enumerate(self.run.schema.tasks)
+        }
         model.score_candidates.calibrate(list(calibrations.values()))
         self.position_bias.load_state_dict(groups["position"])
         self.run.save(BEST, best_state, self._weights())
         prior = popularity_prior(self.maker.log, self.train_requests)
         self.run.save_arrays("prior", prior)
+        probabilities = model.score_candidates.calibrated(torch.from_numpy(logits)).sigmoid().numpy()
+        references = score_references(self.run.schema, probabilities, labels, weights)
+        write_json(self.run.path / SCORE_REFERENCE, {task: r.model_dump() for task, r in references.items()})
         (self.run.path / "evaluation.json").unlink(missing_ok=True)  # of an earlier state of this run
         self.run.save_arrays("golden", golden_batch(model, self.maker, self.validation_requests))
         result = {
@@ -192,17 +202,23 @@ class Trainer:
         return result
 
 
-def _mean_ne(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
+def _mean_ne(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    weights: NDArray[np.float64],
+    negative_rates: NDArray[np.float64],
+) -> float:
     """Mean NE over tasks after a Platt fit on the same data, so that the choice of the best step is not one of offsets.
 
+    Logits and labels [C, tasks], weights [C] of the full distribution, share of each task's negatives trained on [tasks].
     Tasks whose labels are all equal have no NE and are left out; if no task has one, the mean log-loss stands in.
     """
     figures, losses = [], []
     for task in range(labels.shape[1]):
         known = ~np.isnan(labels[:, task])
-        x, y = logits[known, task], labels[known, task]
-        c: Calibration = fit_platt(x, y)
-        state = NEState.of(1 / (1 + np.exp(-(c.scale * x.astype(np.float64) + c.shift))), y)
+        x, y, w = logits[known, task], labels[known, task], weights[known]
+        c = fit_platt(x, y, w, negative_rate=float(negative_rates[task]))
+        state = NEState.of(calibrated(x, c), y, w)
         figures.append(state.normalized_entropy)
         losses.append(state.log_loss)
     defined = [f for f in figures if math.isfinite(f)] or [f for f in losses if math.isfinite(f)]

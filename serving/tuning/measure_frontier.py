@@ -43,9 +43,9 @@ class _Losses:
     per_request: list[float]
     state: NEState
 
-    def add(self, probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
+    def add(self, probabilities: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float64]) -> None:
         known = ~np.isnan(labels)
-        of_request = NEState.of(probabilities[known], labels[known])
+        of_request = NEState.of(probabilities[known], labels[known], np.broadcast_to(weights[:, None], labels.shape)[known])
         self.per_request.append(of_request.log_loss * of_request.examples if of_request.examples else 0.0)
         self.state = self.state + of_request
 
@@ -55,6 +55,7 @@ class FrontierMeasurement:
 
     def __init__(self, artifact: Artifact, engine: Engine, log: RequestLog, candidates: int) -> None:
         self._artifact, self._engine, self._log, self._candidates = artifact, engine, log, candidates
+        self._weights = log.weights()
         self._host, self._session = HostFeatures(artifact), engine.open_session()
         self._shapes = ShapeBuckets(artifact.schema, CoreOptions())
         self._flops = FlopModel.from_json(artifact.manifest.flops, artifact.config)
@@ -74,9 +75,9 @@ class FrontierMeasurement:
             answers |= {("STALE_STATE", float(k)): self._score(request, _without_newest(histories, k)) for k in STALE}
             answers |= {("SHORT_HISTORY", s): self._score(request, self._shapes.shortened(histories, s)) for s in shares}
             answers |= {("FEWER_CANDIDATES", s): self._fewer(request, full, prior, s) for s in FEWER}
-            labels = self._log.labels[self._log.shown(request)]
+            labels, weights = self._log.labels[self._log.shown(request)], self._weights[self._log.shown(request)]
             for step, probabilities in answers.items():
-                losses.setdefault(step, _Losses([], NEState())).add(probabilities, labels)
+                losses.setdefault(step, _Losses([], NEState())).add(probabilities, labels, weights)
             advance()
         return self._frontier(losses, levels)
 

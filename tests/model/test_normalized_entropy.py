@@ -29,6 +29,14 @@ def test_log_loss_is_the_usual_one(rng: np.random.Generator) -> None:
     assert NEState.of(p, labels).log_loss == pytest.approx(want, rel=1e-12)
 
 
+def test_an_example_of_weight_three_is_three_examples(rng: np.random.Generator) -> None:
+    labels, p, weights = rng.random(200) < 0.4, rng.uniform(0.01, 0.99, 200), rng.integers(1, 4, 200)
+    found, wanted = NEState.of(p, labels, weights), NEState.of(np.repeat(p, weights), np.repeat(labels, weights))
+    assert (found.examples, found.positives) == (wanted.examples, wanted.positives)
+    assert found.normalized_entropy == pytest.approx(wanted.normalized_entropy, rel=1e-12)
+    assert found.calibration == pytest.approx(wanted.calibration, rel=1e-12)
+
+
 def test_late_positives_and_merged_parts_give_the_same_sums(rng: np.random.Generator) -> None:
     labels, p = rng.random(300) < 0.4, rng.uniform(0.01, 0.99, 300)
     parts = [NEState.of_impressions(p[:100]), NEState.of_impressions(p[100:]), NEState.of_positives(p[labels])]

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.artifact import Artifact, Calibration
+from model.artifact import Artifact, Calibration, ScoreReference
 from model.config import parse_yaml
 from model.export.writer import ModelParts, write_artifact
 from model.features import FeatureEncoder, FeatureStats
+from model.metrics.score_histogram import score_histogram
 from model.model_config import load_preset
 from model.ranker import KunlunRanker
 from model.schema import Schema
@@ -68,11 +69,17 @@ def build_artifact(repository: Path, *, preset: str = "tiny", version: str = "1"
         encoder=encoder,
         calibration=calibration,
         base_rates={"click": 0.05, "like": 0.05},
+        score_reference={t.name: random_reference(rng) for t in schema.tasks},
         evaluation={},
         provenance={},
         arrays={"vocabularies": vocabularies, "prior": prior, "golden": golden_batch(model, rng)},
     )
     return write_artifact(repository / "random" / version, parts)
+
+
+def random_reference(rng: np.random.Generator) -> ScoreReference:
+    """Probabilities of 5 % on average, and labels that agree with them."""
+    return ScoreReference(histogram=tuple(score_histogram(rng.beta(1, 19, 10_000)).tolist()), base_rate=0.05)
 
 
 def random_inputs(signature: GraphSignature, sizes: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,31 @@ def test_writing_refuses_what_the_schema_does_not_declare(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="column 'colour': expected one of item_id, tags, found an undeclared column"):
         write_log(tmp_path / "log", SCHEMA, changed, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_down_sampled_log_says_so_and_its_all_zero_items_count_for_those_that_are_gone(tmp_path: Path) -> None:
+    log = load_request_log(write_log(tmp_path / "log", SCHEMA, tables(), {"negative_rate": 0.25}))
+    assert log.negative_rate == 0.25
+    assert log.negatives().tolist() == [False, False, True, True, False, False]  # an unknown label is not 0
+    assert log.weights().tolist() == [1, 1, 4, 4, 1, 1]
+    assert log.subset(np.array([2])).weights().tolist() == [4, 1, 1]
+    assert log.rows_of(np.array([2, 0])).tolist() == [3, 4, 5, 0]
+
+
+def test_a_log_that_says_nothing_is_complete(directory: Path) -> None:
+    log = load_request_log(directory)
+    assert log.negative_rate == 1
+    assert log.weights().tolist() == [1] * 6
+
+
+@pytest.mark.parametrize("rate", [0, 1.5, -0.1, "0.1", True, None])
+def test_a_rate_of_down_sampling_that_is_none_is_refused(directory: Path, tmp_path: Path, rate: Any) -> None:
+    message = re.escape(f"dataset.json: negative_rate: expected a number above 0 and at most 1, found {rate!r}")
+    with pytest.raises(ConfigError, match=message):
+        write_log(tmp_path / "other", SCHEMA, tables(), {"negative_rate": rate})
+    (directory / "dataset.json").write_text(json.dumps({"negative_rate": rate}))
+    with pytest.raises(ConfigError, match=message):
+        load_request_log(directory)
 
 
 def test_a_directory_without_a_schema_is_refused(tmp_path: Path) -> None:

@@ -87,6 +87,21 @@ def test_a_changed_schema_or_a_strange_manifest_is_refused(copy: Path) -> None:
         open_artifact(copy.parent)
 
 
+def test_the_reference_of_scores_is_read_back_and_may_be_absent_from_older_artifacts(artifact: Artifact, copy: Path) -> None:
+    assert artifact.manifest.score_reference.keys() == {"click", "like"}
+    for reference in artifact.manifest.score_reference.values():
+        assert sum(reference.histogram) == 10_000
+        assert reference.base_rate == 0.05
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["score_reference"]["like"]["histogram"].pop()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"score_reference.like.histogram: .* at least 192 items.*; export the model again"):
+        open_artifact(copy)
+    del manifest["score_reference"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert open_artifact(copy).manifest.score_reference == {}
+
+
 def test_a_version_appears_whole_or_not_at_all_and_never_twice(tmp_path: Path) -> None:
     target = tmp_path / "m" / "1"
 

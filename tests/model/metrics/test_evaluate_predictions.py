@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,27 @@ def test_paired_differences_are_sharper_than_the_figures(log: RequestLog) -> Non
     paired = compare_predictions(worse, log.truth, log)["click"]["ne"]
     assert paired["low"] < paired["value"] < paired["high"]
     assert paired["high"] - paired["low"] < 0.3 * (single["high"] - single["low"])
+
+
+def test_a_down_sampled_log_is_measured_as_if_every_item_that_is_gone_were_there(
+    log: RequestLog, rng: np.random.Generator
+) -> None:
+    p = np.round(rng.random((len(log.item_index), 1)), 2)
+    copies = np.where(log.negatives(), 4, 1)  # what a log of rate 1/4 stands for: three more of each all-zero item
+    rows = np.repeat(np.arange(len(copies)), copies)
+    whole = replace(
+        log,
+        offsets=np.concatenate([[0], np.cumsum(copies)])[log.offsets],
+        item_index=log.item_index[rows],
+        labels=log.labels[rows],
+        truth=None if log.truth is None else log.truth[rows],
+    )
+    found = evaluate_predictions(p, replace(log, negative_rate=0.25), count=20)["click"]
+    wanted = evaluate_predictions(p[rows], whole, count=20)["click"]
+    assert found["examples"] == len(log.item_index)
+    for name in ("ne", "auc", "gauc", "calibration", "ece", "base_rate", "log_loss", "ne_bayes"):
+        assert found[name] == pytest.approx(wanted[name], abs=1e-9), name
+    assert "ndcg10" not in found  # the lists that were shown are not known
 
 
 def test_unknown_labels_are_left_out(log: RequestLog) -> None:

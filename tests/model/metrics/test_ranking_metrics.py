@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from model.metrics.ranking import auc, calibration_bins, expected_calibration_error, gauc, ndcg, ndcg_per_request
+from model.metrics.ranking import auc, calibration_bins, expected_calibration_error, gauc, grouped_auc, ndcg, ndcg_per_request
 
 
 @pytest.mark.parametrize("levels", [3, 50, 10_000])
@@ -16,6 +16,15 @@ def test_auc_agrees_with_sklearn_for_any_number_of_ties(rng: np.random.Generator
     labels = rng.integers(0, 2, 2_000)
     scores = (rng.random(2_000) + 0.2 * labels) * levels // 1 / levels
     assert auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+def test_weighted_auc_of_groups_agrees_with_sklearn(rng: np.random.Generator) -> None:
+    groups, labels, weights = rng.integers(0, 5, 800), rng.integers(0, 2, 800), rng.integers(1, 9, 800)
+    scores = np.round(rng.random(800), 1)
+    for group, found in enumerate(grouped_auc(scores, labels, groups, 5, weights)):
+        own = groups == group
+        wanted = roc_auc_score(labels[own], scores[own], sample_weight=weights[own])
+        assert found == pytest.approx(wanted, abs=1e-12)
 
 
 def test_auc_of_one_class_is_undefined() -> None:

@@ -41,6 +41,7 @@ def test_bins_rise_with_the_prediction_and_hold_everything() -> None:
     assert (np.diff(bins) >= 0).all()
     assert (bins[0], bins[-1]) == (0, BINS - 1)
     assert score_histogram(p).sum() == len(p)
+    assert np.array_equal(score_histogram(p, np.full(len(p), 2.5)), np.rint(2.5 * score_histogram(p)))
 
 
 def test_drift_is_seen_and_noise_is_not(rng: np.random.Generator) -> None:

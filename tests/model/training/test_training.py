@@ -213,8 +213,9 @@ def test_a_kill_while_saving_leaves_the_older_checkpoint(log: RequestLog, tmp_pa
 def test_a_task_without_both_classes_does_not_decide_the_best_step() -> None:
     logits = np.array([[0.5, 1.0], [-0.5, 2.0], [0.1, 0.0]], dtype=np.float32)
     labels = np.array([[1, 0], [0, 0], [1, 0]], dtype=np.float32)
-    assert np.isfinite(_mean_ne(logits, labels))
-    assert np.isfinite(_mean_ne(logits[:, 1:], labels[:, 1:]))
+    weights, rates = np.ones(3), np.ones(2)
+    assert np.isfinite(_mean_ne(logits, labels, weights, rates))
+    assert np.isfinite(_mean_ne(logits[:, 1:], labels[:, 1:], weights, rates))
 
 
 def test_an_empty_validation_part_is_refused_before_training(log: RequestLog, tmp_path: Path) -> None:
