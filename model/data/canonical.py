@@ -119,8 +119,7 @@ def write_log(
     Raises `LogError` for a column that is missing or does not fit, `ConfigError` when `directory` holds something else.
     """
     target = Path(directory)
-    if target.exists() and not (target / INFO_FILE).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target}: exists and is not a canonical log (no {INFO_FILE}); give another --output")
+    check_output(target)
     aside = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -138,6 +137,12 @@ def write_log(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def check_output(target: Path) -> None:
+    """Raise `ConfigError` where a log must not be written, for those who work long before they write."""
+    if target.exists() and not (target / INFO_FILE).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target}: exists and is not a canonical log (no {INFO_FILE}); give another --output")
 
 
 def read_log(directory: str | Path) -> CanonicalLog:

@@ -7,7 +7,9 @@ Feature records begin with a prefix of their own: replicas listen to what is wri
 ``<prefix>:{<user>}:d:<layouts>``         8-byte hashes of these histories' newest event ids (deduplication window)
 ``<prefix>:u:<layout>:{<user>}``          user feature record
 ``<prefix>:i:<layout>:<item key>``        item feature record
+``<prefix>:{<user>}:s``                   sorted set: ids of the user's entries in the served log, by time in ms
 ``<prefix>:outcomes``                     stream of reported outcomes
+``<prefix>:served``                       the served log: stream of what Ranks were answered from
 ``<prefix>:forgotten``                    sorted set: users (their hashes) who were deleted, by time in ms
 ``<prefix>:layouts``                      every ``h:…``, ``d:…`` and ``u:…`` ever used, for deletion
 
@@ -29,6 +31,7 @@ class StoreKeys:
     def __init__(self, schema: Schema, prefix: str = "kunlun") -> None:
         self.prefix = prefix
         self.outcomes, self.forgotten = f"{prefix}:outcomes", f"{prefix}:forgotten"
+        self.served = f"{prefix}:served"
         self._histories = {
             e.name: f"h:{e.name}:{record_version(event_dtype(e), e.attributes, schema.hash, schema.item.id_type)}"
             for e in schema.events
@@ -71,6 +74,11 @@ def user_hash(user_id: str) -> str:
 def version_key(tag: str) -> str:
     """The history version counter."""
     return tag + "v"
+
+
+def served_key(tag: str) -> str:
+    """Where a user's entries are in the served log."""
+    return tag + "s"
 
 
 def event_id_hash(event_id: str) -> bytes:
