@@ -48,13 +48,10 @@ async def export_log(
                     add(fields[field])
             done += len(page)
             progress(min(done, total), total)
-    tables = log.tables() if log.has_lists else {}
-    report = log.report
-    if not report.exported:
-        reasons = "; ".join(f"{count:,} {REASON_TEXT[reason]}" for reason, count in report.left_out.items())
-        raise ConfigError(
-            f"served log: expected lists to export, found none of {report.served:,} ({reasons or 'nothing served'})"
-        )
+    tables, report = log.tables(), log.report
+    if not tables:
+        reasons = "; ".join(f"{count:,}: {REASON_TEXT[reason]}" for reason, count in report.left_out.items())
+        raise ConfigError(f"served log: expected lists to export, found none among {report.served:,} ({reasons or 'empty'})")
     write_log(output, schema, tables, _info(report, options))
     return report
 

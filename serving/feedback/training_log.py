@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,11 @@ class ExportOptions:
     forgotten: Set[str] = frozenset()
     outcomes_from_ms: int = 0
 
+    def covers(self, time_ms: int) -> bool:
+        """Whether lists of this serving time are wanted."""
+        is_early = self.since_ms is not None and time_ms < self.since_ms
+        return not is_early and (self.until_ms is None or time_ms < self.until_ms)
+
 
 @dataclass
 class ExportReport:
@@ -115,7 +120,10 @@ class _Reported:
 
 @dataclass(frozen=True)
 class _List:
-    """One list to export: its examples [n], and the events its request saw, by their number among the user's."""
+    """One list to export: its n examples, and the events its request saw, by their number among the user's.
+
+    Of the entry the histories are left out, and all items but those of the examples.
+    """
 
     entry: ServedEntry
     positions: NDArray[np.int32]
@@ -207,8 +215,7 @@ class TrainingLog:
         except ValueError:
             self._leave_out(Reason.UNDECODABLE)
             return
-        options = self._options
-        if not (options.since_ms or entry.received_ms) <= entry.received_ms < (options.until_ms or entry.received_ms + 1):
+        if not self._options.covers(entry.received_ms):
             return
         if (reason := self._objection(entry)) is not None:
             self._leave_out(reason)
@@ -227,7 +234,16 @@ class TrainingLog:
             self.report.left_out[Reason.SAMPLED_AWAY] += 1
             return
         seen = {name: self._events[entry.user_id, name].numbers(history) for name, history in entry.histories.items()}
-        self._lists.append(_List(entry, kept.astype(np.int32), labels[kept], seen))
+        examples = replace(
+            entry,
+            context=entry.context.copy(),  # the entry's arrays are views of all its bytes
+            user=entry.user.copy(),
+            item_keys=entry.item_keys[kept],
+            items=entry.items[kept],
+            columns={name: column[kept] for name, column in entry.columns.items()},
+            histories={},
+        )
+        self._lists.append(_List(examples, kept.astype(np.int32), labels[kept], seen))
 
     def _leave_out(self, reason: str) -> None:
         self.report.served += 1
@@ -260,15 +276,17 @@ class TrainingLog:
         return np.array([xxhash.xxh64_intdigest(identity + key.tobytes()) < below for key in keys], bool)
 
     def tables(self) -> dict[LogFile, dict[str, Any]]:
-        """The columns of every file, of the lists that hold; completes the report."""
+        """The columns of every file, none when there is no list to export; completes the report."""
         events = self._event_table()
+        if not self._lists:
+            return {}
         lists = sorted(self._lists, key=lambda one: one.entry.received_ms)
         for one in lists:
             entry, at_ms = one.entry, one.entry.received_ms
             if entry.has_user:
                 self._users.add(entry.user_id, at_ms, entry.user.tobytes())
-            for position in one.positions.tolist():
-                self._items.add(int(entry.item_keys[position]), at_ms, entry.items[position : position + 1].tobytes())
+            for number, key in enumerate(entry.item_keys.tolist()):
+                self._items.add(key, at_ms, entry.items[number : number + 1].tobytes())
         self._complete_report(lists)
         users = self._users.records(feature_dtype(self._schema.user))
         items = self._items.records(feature_dtype(self._schema.item_features))
@@ -302,12 +320,12 @@ class TrainingLog:
             "time_ms": np.array([entry.received_ms for entry in entries], np.int64),
             "user_id": [entry.user_id for entry in entries],
             **columns_of_records(contexts, self._schema.context),
-            "items": lists_of(np.concatenate([one.entry.item_keys[one.positions] for one in lists]), lengths),
+            "items": lists_of(np.concatenate([entry.item_keys for entry in entries]), lengths),
             "positions": lists_of(np.concatenate([one.positions for one in lists]), lengths),
         }
         table |= {f"label_{name}": lists_of(labels[:, task], lengths) for task, name in enumerate(self._tasks)}
         for name in self._schema.request_columns:
-            values = np.concatenate([one.entry.columns[name][one.positions] for one in lists])
+            values = np.concatenate([entry.columns[name] for entry in entries])
             flat = pa.array(values, mask=np.isnan(values))
             table[f"column_{name}"] = pa.ListArray.from_arrays(table["items"].offsets, flat)
         return table
@@ -329,7 +347,8 @@ class TrainingLog:
                     rebuilt = visible_history(arrived_before(records, now), event, now)
                     if rebuilt.tobytes() != records[place[one.seen[event.name]]].tobytes():
                         broken.add(id(one))
-        self.report.left_out[Reason.HISTORIES] += len(broken)
+        if broken:
+            self.report.left_out[Reason.HISTORIES] = len(broken)
         self._lists = [one for one in self._lists if id(one) not in broken]
         kept = {one.entry.user_id for one in self._lists}
         return self._event_columns({name: [part for part in own if part[0] in kept] for name, own in parts.items()})
@@ -356,9 +375,7 @@ class TrainingLog:
     def _event_columns(self, parts: Mapping[str, list[tuple[str, Records]]]) -> dict[str, Any]:
         names = [event.name for event in self._schema.events]
         whole = {
-            event.name: np.concatenate(
-                [np.empty(0, event_dtype(event)), *(records for _, records in parts[event.name])], dtype=event_dtype(event)
-            )
+            event.name: np.concatenate([np.empty(0, event_dtype(event)), *(records for _, records in parts[event.name])])
             for event in self._schema.events
         }
         self.report.events = {name: len(whole[name]) for name in names}
