@@ -24,6 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -181,10 +182,12 @@ def _array(where: Path, name: str, values: Any, declared: Mapping[str, Column]) 
         raise LogError(where, f"column {name!r}", f"one of {', '.join(declared)}", "an undeclared column")
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
+    column = declared[name]
     try:
-        return pa.array(values, type=declared[name].type)
+        is_keyed = column.keyed is not None and isinstance(values, np.ndarray) and values.dtype == np.int64
+        return pa.array(values, type=column.keyed if is_keyed else column.type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
-        raise LogError(where, f"column {name!r}", str(declared[name].type), str(error)) from error
+        raise LogError(where, f"column {name!r}", column.expected, str(error)) from error
 
 
 def _fit(where: Path, table: pa.Table, declared: Mapping[str, Column]) -> pa.Table:

@@ -43,10 +43,14 @@ class AugmentConfig(StrictModel):
 
 
 class TrainConfig(StrictModel):
-    """A whole run. `model` is a shipped preset's name or a full model configuration."""
+    """A whole run. `model` is a shipped preset's name or a full model configuration.
+
+    `warm_start`: directory of an earlier run whose parameters this one begins with (see `model.training.warm_start`).
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "kunlun"
     model: str | ModelConfig = "small"
+    warm_start: Path | None = None
     split: SplitKind = SplitKind.TIME
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_requests: Annotated[int, Field(ge=1)] = 64
