@@ -452,6 +452,6 @@ def _features(request: RankRequest, view: UserView, items: ItemRows, order: NDAr
         user=overridden(view.user, request.user_overrides),
         has_user=view.has_features or request.user_overrides is not None,
         histories=view.histories,
-        items=items[RECORD][order],
+        items=items[RECORD].take(order),  # several times faster than []
         is_intact=not view.fault and rung is not Rung.SHORT_HISTORY,
     )
