@@ -36,7 +36,7 @@ Answered = tuple[ServedList, bytes, RankRequest, RankResult]
 
 def served_log_cost(lists: int = 1_000, events: int = 100, items: int = 100) -> dict[str, Any]:
     """Figures per list: median µs on the event loop (`add_us`) and to encode, bytes alone and in the store."""
-    schema = synthetic_schema()
+    schema = synthetic_schema(history_cap=events)
     rng = np.random.default_rng(SEED)
     signer = ReceiptSigner({0: rng.bytes(32)}, 0)
     return asyncio.run(_measure(schema, [_answered(schema, signer, n, events, items, rng) for n in range(lists)]))

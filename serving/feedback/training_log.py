@@ -135,7 +135,7 @@ class _Events:
     """A user's events of one type, numbered as they are met; equal ones are told apart within one history alone."""
 
     def __init__(self) -> None:
-        self._numbers: dict[tuple[bytes, int], int] = {}
+        self._numbers: dict[bytes, int] = {}
         self.raw: list[bytes] = []
 
     def numbers(self, history: Records) -> NDArray[np.int64]:
@@ -145,7 +145,7 @@ class _Events:
         found = np.empty(len(history), np.int64)
         for at in range(len(history)):
             raw = data[at * width : (at + 1) * width]
-            key = (raw, met[raw])
+            key = raw + met[raw].to_bytes(4, "little") if raw in met else raw
             met[raw] += 1
             number = self._numbers.get(key)
             if number is None:
