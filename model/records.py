@@ -131,8 +131,8 @@ def numbers(values: Sequence[Any], where: str) -> NDArray[np.float32]:
 
 
 def keys(values: Sequence[Any], id_type: IdType, hash_spec: HashSpec, where: str) -> NDArray[np.int64]:
-    """int64 keys of a column of declared type; None becomes `MISSING_KEY`."""
-    if isinstance(values, np.ndarray) and values.dtype == np.int64 and id_type is IdType.INT64:
+    """int64 keys of a column of declared type; None becomes `MISSING_KEY`. An int64 array holds keys already."""
+    if isinstance(values, np.ndarray) and values.dtype == np.int64:
         return values
     wanted = str if id_type is IdType.STRING else (int, np.integer)
     out = np.empty(len(values), dtype=np.int64)

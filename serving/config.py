@@ -67,6 +67,9 @@ class ServerConfig(StrictModel):
     with `report` do, which leave the counting to others (`kunlun feedback` does nothing else); `off`: neither. Gauges are
     over `online_window_s`.
 
+    Training log: `served_log_rate` is the share of Ranks (by a hash of their request id; 0: none) whose features are kept in
+    the store for `kunlun log export`, the newest `served_log_entries` of them.
+
     Limits: `default_deadline_ms` for calls without one, `max_message_bytes` of a request,
     `max_concurrent_calls`, `max_connection_age_s` (0: for ever) after which clients are asked to
     reconnect, so that balancers rebalance.
@@ -102,6 +105,8 @@ class ServerConfig(StrictModel):
     attribution_window_s: Annotated[float, Field(gt=0)] = 7 * 86_400.0
     feedback: Literal["consume", "report", "off"] = "consume"
     online_window_s: Annotated[float, Field(ge=60)] = 3600.0
+    served_log_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    served_log_entries: Annotated[int, Field(ge=1)] = 1_000_000
 
     default_deadline_ms: Annotated[int, Field(ge=1)] = 1000
     max_message_bytes: Annotated[int, Field(ge=1024)] = 4 << 20

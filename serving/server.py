@@ -27,6 +27,7 @@ from serving.engines.base import Engine
 from serving.engines.cache import default_cache
 from serving.engines.open import open_engine
 from serving.feedback.receipt import ReceiptSigner
+from serving.feedback.served_writer import ServedLog
 from serving.feedback_process import feedback
 from serving.ingest.ingestion import Ingestion
 from serving.ingest.redis_stream import RedisStreamSource
@@ -42,10 +43,13 @@ from serving.protocol.outcome_messages import OutcomeMessages
 from serving.protocol.rank_messages import RankMessages
 from serving.protocol.ranker_service import RankerService
 from serving.store.open import open_store
-from serving.store.redis_store import RedisOptions
+from serving.store.redis_store import RedisOptions, RedisStore
 from serving.store.store_changes import StoreChanges
 from serving.transport import Health, bind, open_grpc_server
 from serving.tuning.calibrate_slots import best_split
+
+SERVED_LOG_FLUSH_S = 2.0
+"""How long a server that stops waits for its served log."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,7 +94,9 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         frontier = load_frontier(engine.entry, artifact.digest)
         if config.host_cpus:
             _pin(config.host_cpus)
-        options = RedisOptions(history_ttl_s=config.history_ttl_s, replicas=config.store_replicas)
+        options = RedisOptions(
+            history_ttl_s=config.history_ttl_s, replicas=config.store_replicas, max_served=config.served_log_entries
+        )
         store = await open_store(config.store, schema, data_dir=config.data_dir, data_sync=config.data_sync, options=options)
         stack.push_async_callback(store.close)
 
@@ -107,6 +113,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         await stack.enter_async_context(in_background(changes.run(), "tracking of the store"))
         signer = ReceiptSigner(*keys, max_age_s=config.attribution_window_s)
         await stack.enter_async_context(feedback(config, artifact, store, metrics.registry))
+        served_log = await _served_log(config, artifact, store, metrics, stack)
 
         guard = Guard(config.max_message_bytes, metrics)
         guard.refusal, guard.refused = ranker.refusal, metrics.refused
@@ -115,7 +122,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         event_messages = EventMessages(schema)
         _add_services(
             server,
-            RankerService(ranker, rank_messages, signer, guard, config.default_deadline_ms / 1000),
+            RankerService(ranker, rank_messages, signer, guard, config.default_deadline_ms / 1000, served_log),
             EventsService(ranker, event_messages, metrics),
             FeaturesService(store, ranker, schema),
             FeedbackService(store, OutcomeMessages(schema, signer), metrics),
@@ -192,3 +199,15 @@ def _open_engine(config: ServerConfig, artifact: Artifact) -> Engine:
         threads_per_slot=config.slot_threads,
         slots=config.slot_count,
     )
+
+
+async def _served_log(
+    config: ServerConfig, artifact: Artifact, store: RedisStore, metrics: ServingMetrics, stack: contextlib.AsyncExitStack
+) -> ServedLog | None:
+    """The writer of the served log, flushed when the stack unwinds; None when it is off."""
+    if not config.served_log_rate:
+        return None
+    log = ServedLog(store, artifact.schema, config.served_log_rate, metrics)
+    await stack.enter_async_context(in_background(log.run(), "served log"))
+    stack.push_async_callback(log.flush, SERVED_LOG_FLUSH_S)
+    return log

@@ -40,12 +40,14 @@ def _train(arguments: argparse.Namespace) -> int:
     from model.training.negative_sampling import sample_negatives
     from model.training.run import TrainingRun
     from model.training.trainer import Trainer
+    from model.training.warm_start import WarmStart
 
     config = load_train_config(arguments.config)
     if arguments.seed is not None:
         config = parse_config(config.model_dump() | {"seed": arguments.seed})
     log = load_request_log(arguments.data)
     split = split_requests(log, config.split.value)
+    warm = None
     if arguments.resume:
         run = TrainingRun.open(arguments.output)
         run.check_data(log)
@@ -56,11 +58,18 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         sample = sample_negatives(log, split.train, config)
         stats = fit_features(log, split.train, sample.kept)
+        if config.warm_start is not None:
+            if config.warm_start.resolve() == arguments.output.resolve():
+                raise ConfigError(f"warm_start: expected another directory than --output, found {config.warm_start}")
+            warm = WarmStart.open(config.warm_start, log.schema)
+            stats = warm.stats(stats)
         run = TrainingRun.create(arguments.output, config, log.schema, stats)
         run.remember_data(log)
     trainer = Trainer(run, log, split.train, split.validation)
     if arguments.resume:
         trainer.resume()
+    elif warm is not None:
+        warm.fill(trainer.model, trainer.position_bias, run.encoder)
     note(
         f"{len(split.train):,} training requests, {len(split.validation):,} validation; "
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"

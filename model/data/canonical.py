@@ -6,6 +6,11 @@ rejected rows by reason; in a down-sampled log ``negative_rate``, the share kept
 labels are all 0). `columns_of` is the whole contract: column names and Arrow types per file,
 derived from the schema. Adapters call `write_log`, `model.data.request_log` calls `read_log`.
 
+Whoever does not know the ids themselves (`kunlun log export` has the server's records) may give *keys*: a column of item
+ids, feature values or event attributes that the schema declares as string may hold int64 instead, the strings' keys as
+`model.hashing` makes them. Null or `MISSING_KEY` is a missing value there. Such a log loads to the same arrays as the one
+with the strings. Ids of users, requests and events stay text.
+
 Invariant: a directory appears complete or not at all; a column that does not fit the schema is
 refused with file, column, expected and found. Cost: one pass per file, held in memory.
 """
@@ -20,6 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -50,16 +56,25 @@ class LogFile(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its Arrow type, whether the file must have it, whether a cell may be null."""
+    """One column: its Arrow type, whether the file must have it, whether a cell may be null.
+
+    `keyed`: the type of the same ids as int64 keys, where ids are strings and may be given so.
+    """
 
     type: pa.DataType
     required: bool = True
     nullable: bool = False
+    keyed: pa.DataType | None = None
+
+    @property
+    def expected(self) -> str:
+        """What may be in the file, in words."""
+        return str(self.type) if self.keyed is None else f"{self.type} (or its keys, {self.keyed})"
 
 
 @dataclass(frozen=True)
 class CanonicalLog:
-    """The parsed files; tables have exactly the columns of `columns_of`, in the declared types."""
+    """The parsed files; tables have exactly the columns of `columns_of`, in the declared types (or their keys)."""
 
     path: Path
     schema: Schema
@@ -76,20 +91,23 @@ def id_type_of(id_type: IdType) -> pa.DataType:
 
 def columns_of(schema: Schema, file: LogFile) -> dict[str, Column]:
     """Every column a file may have. Event attributes are called ``<event type>.<attribute>``."""
-    item, text, time = id_type_of(schema.item.id_type), pa.string(), pa.int64()
+    text, time = pa.string(), pa.int64()
+    item = id_type_of(schema.item.id_type)
+    item_key = pa.int64() if item == text else None
     if file is LogFile.ITEMS:
-        return {"item_id": Column(item), **_feature_columns(schema.item_features)}
+        return {"item_id": Column(item, keyed=item_key), **_feature_columns(schema.item_features)}
     if file is LogFile.USERS:
         return {"user_id": Column(text), **_feature_columns(schema.user)}
     if file is LogFile.EVENTS:
-        head = {"event_id": text, "user_id": text, "type": text, "item_id": item, "time_ms": time, "arrival_ms": time}
-        columns = {name: Column(kind) for name, kind in head.items()}
+        columns = {name: Column(text) for name in ("event_id", "user_id", "type")}
+        columns |= {"item_id": Column(item, keyed=item_key), "time_ms": Column(time), "arrival_ms": Column(time)}
         for event in schema.events:
             columns |= _feature_columns(event.attributes, f"{event.name}.")
         return columns
     columns = {"request_id": Column(text), "time_ms": Column(time), "user_id": Column(text)}
     columns |= _feature_columns(tuple(f for f in schema.context if f.derived is None))
-    columns |= {"items": Column(pa.list_(item)), "positions": Column(pa.list_(pa.int32()), required=False, nullable=True)}
+    columns["items"] = Column(pa.list_(item), keyed=pa.list_(item_key) if item_key else None)
+    columns["positions"] = Column(pa.list_(pa.int32()), required=False, nullable=True)
     columns |= {f"label_{t.name}": Column(pa.list_(pa.uint8()), nullable=True) for t in schema.tasks}
     columns["propensity"] = Column(pa.list_(pa.float32()), required=False, nullable=True)
     columns |= {f"column_{c}": Column(pa.list_(pa.float32()), required=False, nullable=True) for c in schema.request_columns}
@@ -106,8 +124,7 @@ def write_log(
     """
     target = Path(directory)
     _negative_rate(target / INFO_FILE, info)
-    if target.exists() and not (target / INFO_FILE).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target}: exists and is not a canonical log (no {INFO_FILE}); give another --output")
+    check_output(target)
     aside = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -125,6 +142,12 @@ def write_log(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def check_output(target: Path) -> None:
+    """Raise `ConfigError` where a log must not be written, for those who work long before they write."""
+    if target.exists() and not (target / INFO_FILE).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target}: exists and is not a canonical log (no {INFO_FILE}); give another --output")
 
 
 def read_log(directory: str | Path) -> CanonicalLog:
@@ -158,7 +181,10 @@ def _feature_columns(features: tuple[Feature, ...], prefix: str = "") -> dict[st
     columns = {}
     for f in features:
         scalar = pa.float32() if f.kind is FeatureKind.NUMERIC else id_type_of(f.id_type)
-        columns[prefix + f.name] = Column(pa.list_(scalar) if f.kind is FeatureKind.MULTI else scalar, nullable=True)
+        key = pa.int64() if scalar == pa.string() else None
+        if f.kind is FeatureKind.MULTI:
+            scalar, key = pa.list_(scalar), pa.list_(key) if key else None
+        columns[prefix + f.name] = Column(scalar, nullable=True, keyed=key)
     return columns
 
 
@@ -167,10 +193,12 @@ def _array(where: Path, name: str, values: Any, declared: Mapping[str, Column]) 
         raise LogError(where, f"column {name!r}", f"one of {', '.join(declared)}", "an undeclared column")
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
+    column = declared[name]
     try:
-        return pa.array(values, type=declared[name].type)
+        is_keyed = column.keyed is not None and isinstance(values, np.ndarray) and values.dtype == np.int64
+        return pa.array(values, type=column.keyed if is_keyed else column.type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
-        raise LogError(where, f"column {name!r}", str(declared[name].type), str(error)) from error
+        raise LogError(where, f"column {name!r}", column.expected, str(error)) from error
 
 
 def _fit(where: Path, table: pa.Table, declared: Mapping[str, Column]) -> pa.Table:
@@ -182,12 +210,14 @@ def _fit(where: Path, table: pa.Table, declared: Mapping[str, Column]) -> pa.Tab
                 raise LogError(where, f"column {name!r}", str(column.type), "no such column")
             continue
         values = table[name]
-        if not _is_castable(values.type, column.type):
-            raise LogError(where, f"column {name!r}", str(column.type), str(values.type))
+        is_keyed = column.keyed is not None and not _is_null(values.type) and _is_castable(values.type, column.keyed)
+        wanted = column.keyed if is_keyed else column.type
+        if not _is_castable(values.type, wanted):
+            raise LogError(where, f"column {name!r}", column.expected, str(values.type))
         try:
-            values = values.cast(column.type)
+            values = values.cast(wanted)
         except pa.ArrowInvalid as error:
-            raise LogError(where, f"column {name!r}", str(column.type), str(error)) from error
+            raise LogError(where, f"column {name!r}", column.expected, str(error)) from error
         if values.null_count and not column.nullable:
             raise LogError(where, f"column {name!r}", "a value in every row", f"{values.null_count:,} null(s)")
         fitted[name] = values
@@ -212,6 +242,12 @@ def _check_rows(where: Path, file: LogFile, table: pa.Table, schema: Schema) -> 
         nulls = pc.list_flatten(table["items"]).null_count
         if nulls:
             raise LogError(where, "column 'items'", "an id in every entry", f"{nulls:,} null(s)")
+
+
+def _is_null(found: pa.DataType) -> bool:
+    """True for a type without values, alone or in lists: it fits everything, and says nothing."""
+    is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
+    return _is_null(found.value_type) if is_list else bool(pa.types.is_null(found))
 
 
 def _is_castable(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from model.config import ConfigError
 from model.data.canonical import CanonicalLog, LogFile, read_log
-from model.hashing import string_keys
+from model.hashing import MISSING_KEY, string_keys
 from model.history import arrived_before, visible_history
 from model.records import (
     ARRIVAL_MS,
@@ -67,7 +67,7 @@ class RequestLog:
     labels: NDArray[np.float32]  # [C, tasks], NaN unknown
     columns: dict[str, NDArray[np.float32]]  # [C] request columns
     truth: NDArray[np.float32] | None  # [C, tasks] true probabilities of synthetic data
-    item_ids: list[str] | list[int]
+    item_ids: list[str] | list[int]  # of a log that has keys in place of strings: these
     item_keys: NDArray[np.int64]  # [I]
     items: Records  # [I]
     events: dict[str, ArrivalLog]
@@ -137,7 +137,8 @@ def _build(log: CanonicalLog) -> RequestLog:
     requests = requests.take(pa.array(np.argsort(_int64(requests["time_ms"]), kind="stable")))
     items, users, events = tables[LogFile.ITEMS], tables[LogFile.USERS], tables[LogFile.EVENTS]
     user_ids, (user_of, event_user) = _identities(users["user_id"], requests["user_id"], events["user_id"])
-    item_ids, (item_of,) = _identities(items["item_id"], _flat(requests["items"]))
+    items, shown = _alike(items, _flat(requests["items"]), schema)
+    item_ids, (item_of,) = _identities(items["item_id"], shown)
     rows = len(item_of)
     tasks = [f"label_{t.name}" for t in schema.tasks]
     truth = [f"truth_{t.name}" for t in schema.tasks]
@@ -161,7 +162,7 @@ def _build(log: CanonicalLog) -> RequestLog:
             else None
         ),
         item_ids=item_ids,
-        item_keys=keys_of(item_ids, schema.item.id_type, schema.hash, "items.parquet: item_id"),
+        item_keys=item_keys_of(pa.array(item_ids, items["item_id"].type), schema, "items.parquet: item_id"),
         items=_extended(records_of(items, schema.item_features, schema, "items.parquet"), len(item_ids)),
         events={e.name: _arrivals(events, e, schema, event_user, len(user_ids)) for e in schema.events},
         negative_rate=log.negative_rate,
@@ -178,16 +179,22 @@ def records_of(table: pa.Table, features: Sequence[Feature], schema: Schema, whe
         column = table[name].combine_chunks()
         if f.kind is FeatureKind.MULTI:
             filled = pc.coalesce(column, pa.scalar([], column.type))
-            fill_multi_column(records, f, _flat(filled).to_pylist(), _offsets(filled).tolist(), schema.hash, f"{where}: {name}")
+            fill_multi_column(records, f, _ids(_flat(filled)), _offsets(filled).tolist(), schema.hash, f"{where}: {name}")
         else:
-            fill_scalar_column(records, f, column.to_pylist(), schema.hash, f"{where}: {name}")
+            values = column.to_pylist() if f.kind is FeatureKind.NUMERIC else _ids(column)
+            fill_scalar_column(records, f, values, schema.hash, f"{where}: {name}")
     return records
+
+
+def item_keys_of(column: pa.ChunkedArray | pa.Array, schema: Schema, where: str) -> NDArray[np.int64]:
+    """int64 keys [N] of a column of item ids, or of their keys; raises `FieldError`."""
+    return keys_of(_ids(column), schema.item.id_type, schema.hash, where)
 
 
 def event_records(table: pa.Table, event: EventType, schema: Schema) -> Records:
     """Event records of rows of an events table that all have type `event`."""
     records = np.zeros(len(table), dtype=event_dtype(event))
-    records[ITEM] = keys_of(table["item_id"].to_pylist(), schema.item.id_type, schema.hash, "events.parquet: item_id")
+    records[ITEM] = item_keys_of(table["item_id"], schema, "events.parquet: item_id")
     records[TIME_MS], records[ARRIVAL_MS] = _int64(table["time_ms"]), _int64(table["arrival_ms"])
     attributes = records_of(table, event.attributes, schema, "events.parquet", f"{event.name}.")
     for f in event.attributes:
@@ -202,6 +209,23 @@ def _arrivals(table: pa.Table, event: EventType, schema: Schema, user_of_row: ND
     records = event_records(table.take(pa.array(own[order])), event, schema)
     counts = np.bincount(users_of_own, minlength=users)
     return ArrivalLog(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), records)
+
+
+def _ids(column: pa.ChunkedArray | pa.Array) -> Any:
+    """Ids of a column: texts, or integers (which may be keys in place of texts) with `MISSING_KEY` for null."""
+    if not pa.types.is_integer(column.type):
+        return column.to_pylist()
+    return np.asarray(pc.fill_null(column.cast(pa.int64()), MISSING_KEY).to_numpy(zero_copy_only=False))
+
+
+def _alike(items: pa.Table, shown: pa.Array, schema: Schema) -> tuple[pa.Table, pa.Array]:
+    """The items table and all shown items, both by key as soon as one of them is."""
+    known = items["item_id"]
+    if known.type == shown.type:
+        return items, shown
+    keyed = pa.array(item_keys_of(known, schema, "items.parquet: item_id"))
+    at = items.column_names.index("item_id")
+    return items.set_column(at, "item_id", keyed), pa.array(item_keys_of(shown, schema, "requests.parquet: items"))
 
 
 def _identities(known: pa.ChunkedArray, *columns: pa.ChunkedArray | pa.Array) -> tuple[list[Any], list[NDArray[np.int64]]]:

@@ -48,10 +48,12 @@ class TrainConfig(StrictModel):
     `negative_rate`: share of the training part's negatives that is trained on. Shown items whose labels are all 0 are kept
     with this probability, all others always; probabilities and figures stay those of the full distribution. On a log
     that was down-sampled before, this is a share of what it holds (see `model.training.negative_sampling`).
+    `warm_start`: directory of an earlier run whose parameters this one begins with (see `model.training.warm_start`).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "kunlun"
     model: str | ModelConfig = "small"
+    warm_start: Path | None = None
     split: SplitKind = SplitKind.TIME
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_requests: Annotated[int, Field(ge=1)] = 64

@@ -28,6 +28,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--front-end", choices=("grpcio", "native"), help="gRPC implementation (default: grpcio)")
     parser.add_argument("--store", help="embedded, or a redis://, rediss:// or unix:// URL (default: embedded)")
     parser.add_argument("--data-dir", help="where the embedded store keeps its data (default: nowhere)")
+    parser.add_argument("--served-log-rate", type=float, help="share of Ranks kept for `kunlun log export` (default: 0)")
     parser.add_argument("--engine", help="engine (default: openvino)")
     parser.add_argument("--engine-cache", help="engine cache (default: .engines in the repository)")
     parser.add_argument("--precision", choices=("auto", "f32", "bf16"), help="engine precision (default: auto)")

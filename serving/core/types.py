@@ -72,6 +72,7 @@ class RankRequest:
     user_overrides: Overrides | None = None  # [1]
     min_event_version: int = 0  # history version that must be visible; 0: any
     priority: Priority = Priority.NORMAL
+    keeps_features: bool = False  # the result is to carry the features it was made of
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,24 @@ class StageTimes:
     queue_s: float = 0.0
     encode_s: float = 0.0
     score_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class ServedFeatures:
+    """What one Rank was answered from, values sent with the request in place of stored ones.
+
+    `is_intact`: the store was read and the histories are whole; else these are not the user's features.
+    """
+
+    user: Records  # [1]
+    has_user: bool  # anything of the user's features was stored or sent
+    histories: Mapping[str, Records]  # per event type, oldest first
+    items: Records  # [k], in the order of the result
+    is_intact: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.user.nbytes + self.items.nbytes + sum(h.nbytes for h in self.histories.values())
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,7 @@ class RankResult:
     unknown_items: int
     unknown_user: bool
     times: StageTimes
+    features: ServedFeatures | None = None  # when the request asked for them
 
 
 @dataclass(frozen=True)

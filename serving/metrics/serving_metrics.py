@@ -38,6 +38,7 @@ CODES = (
 )
 REFUSALS = ("overloaded", "deadline", "unready", "invalid")
 STORE_OUTCOMES = ("ok", "failed", "skipped")
+SERVED_LOG_OUTCOMES = ("stored", "dropped", "skipped")
 RECEIPT_REASONS = ("forged", "truncated", "expired", "unknown_key", "format")
 
 
@@ -139,6 +140,9 @@ class ServingMetrics:
         )
         self._ingest_lag = Gauge("kunlun_ingest_lag", "Entries of the event stream that are not stored yet.", registry=registry)
         self._outcomes = Counter("kunlun_outcomes", "Outcomes stored.", registry=registry)
+        self._served_log = Counter(
+            "kunlun_served_log", "Ranks sampled for the served log, by what became of them.", ("outcome",), registry=registry
+        )
         self._receipts = Counter("kunlun_receipts_rejected", "Receipts rejected.", ("reason",), registry=registry)
         self._window_gauges()
         self._create_series()
@@ -300,6 +304,10 @@ class ServingMetrics:
         """One acknowledged batch of outcomes."""
         self._outcomes.inc(stored)
 
+    def served_log(self, outcome: str, count: int) -> None:
+        """Sampled Ranks that were stored, dropped or skipped."""
+        self._served_log.labels(outcome).inc(count)
+
 
 def _known_series(m: ServingMetrics) -> Iterable[tuple[Counter | Histogram, list[tuple[str, ...]]]]:
     """Label values that can be named before traffic."""
@@ -314,5 +322,6 @@ def _known_series(m: ServingMetrics) -> Iterable[tuple[Counter | Histogram, list
     yield m._item_lookups, [("hit",), ("miss",)]
     yield m._events, [("stored",), ("duplicate",)]
     yield m._receipts, [(reason,) for reason in RECEIPT_REASONS]
+    yield m._served_log, [(outcome,) for outcome in SERVED_LOG_OUTCOMES]
     for metric in (m._rows, m._padded_rows, m._useful, m._executed, m._busy, m._engine_cpu, m._wasted):
         yield metric, graphs

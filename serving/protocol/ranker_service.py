@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Protocol
 
 from grpc.aio import ServicerContext
@@ -12,7 +13,7 @@ from grpc.aio import ServicerContext
 from kunlun.v1 import ranker_pb2, ranker_pb2_grpc
 from serving.core.errors import DeadlineExpired, InvalidField
 from serving.core.types import RankRequest, RankResult
-from serving.feedback.receipt import ReceiptSigner
+from serving.feedback.receipt import ReceiptSigner, ServedList
 from serving.protocol.errors import message_of, trailing_details
 from serving.protocol.guard import Failed, Guard
 from serving.protocol.rank_messages import RankMessages, fill_timings
@@ -29,13 +30,31 @@ class Ranks(Protocol):
         ...
 
 
+class ServedLists(Protocol):
+    """The part of the served log this service calls."""
+
+    def samples(self, request_id: str) -> bool:
+        """Whether this request is logged."""
+        ...
+
+    def add(self, served: ServedList, receipt: bytes, request: RankRequest, result: RankResult) -> None:
+        """Log an answered Rank whose result carries its features; must not wait."""
+        ...
+
+
 class RankerService(ranker_pb2_grpc.RankerServicer):
-    """Answers `kunlun.v1.Ranker`."""
+    """Answers `kunlun.v1.Ranker`; with a `served_log`, the Ranks that it samples are logged."""
 
     def __init__(
-        self, ranker: Ranks, messages: RankMessages, signer: ReceiptSigner, guard: Guard, default_deadline_s: float
+        self,
+        ranker: Ranks,
+        messages: RankMessages,
+        signer: ReceiptSigner,
+        guard: Guard,
+        default_deadline_s: float,
+        served_log: ServedLists | None = None,
     ) -> None:
-        self._guard = guard
+        self._guard, self._served_log = guard, served_log
         self._ranker, self._messages, self._signer = ranker, messages, signer
         self._default_deadline_s = default_deadline_s
 
@@ -105,9 +124,13 @@ class RankerService(ranker_pb2_grpc.RankerServicer):
     async def _rank(self, message: ranker_pb2.RankRequest, started: float, deadline: float) -> ranker_pb2.RankResponse:
         request = self._messages.request(message, started, deadline)
         converted = time.monotonic()
-        result = await self._ranker.rank(request)
-        receipt = self._signer.sign(self._messages.served(message, request, result))
+        is_logged = self._served_log is not None and self._served_log.samples(request.request_id)
+        result = await self._ranker.rank(replace(request, keeps_features=True) if is_logged else request)
+        served = self._messages.served(message, request, result)
+        receipt = self._signer.sign(served)
         response = self._messages.response(message, request, result, receipt)
+        if is_logged and self._served_log is not None:
+            self._served_log.add(served, receipt, request, result)
         if message.include_timings:
             fill_timings(response, result, converted - started, time.monotonic() - started)
         return response

@@ -8,6 +8,8 @@ Feature records begin with a prefix of their own: replicas listen to what is wri
 ``<prefix>:u:<layout>:{<user>}``          user feature record
 ``<prefix>:i:<layout>:<item key>``        item feature record
 ``<prefix>:{feedback}:…``                 outcomes and what is made of them (`serving.store.feedback_state`)
+``<prefix>:{<user>}:s``                   sorted set: ids of the user's entries in the served log, by time in ms
+``<prefix>:served``                       the served log: stream of what Ranks were answered from
 ``<prefix>:forgotten``                    sorted set: users (their hashes) who were deleted, by time in ms
 ``<prefix>:layouts``                      every ``h:…``, ``d:…`` and ``u:…`` ever used, for deletion
 
@@ -30,6 +32,7 @@ class StoreKeys:
         self.prefix = prefix
         self.feedback, self.forgotten = f"{prefix}:{{feedback}}:", f"{prefix}:forgotten"
         self.outcomes = f"{self.feedback}outcomes"
+        self.served = f"{prefix}:served"
         self._histories = {
             e.name: f"h:{e.name}:{record_version(event_dtype(e), e.attributes, schema.hash, schema.item.id_type)}"
             for e in schema.events
@@ -72,6 +75,11 @@ def user_hash(user_id: str) -> str:
 def version_key(tag: str) -> str:
     """The history version counter."""
     return tag + "v"
+
+
+def served_key(tag: str) -> str:
+    """Where a user's entries are in the served log."""
+    return tag + "s"
 
 
 def event_id_hash(event_id: str) -> bytes:

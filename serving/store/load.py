@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from model.data.request_log import event_records, records_of
-from model.records import ARRIVAL_MS, FieldError, Records, keys
+from model.data.request_log import event_records, item_keys_of, records_of
+from model.records import ARRIVAL_MS, FieldError, Records
 from model.schema import Schema
 from serving.core.types import UserEvent
 from serving.store.redis_store import RedisStore
@@ -54,7 +54,7 @@ async def load_items(
     report = LoadReport()
 
     def converted(table: pa.Table) -> tuple[NDArray[np.int64], Records]:
-        item_keys = keys(table["item_id"].to_pylist(), schema.item.id_type, schema.hash, f"{path.name}: item_id")
+        item_keys = item_keys_of(table["item_id"], schema, f"{path.name}: item_id")
         return item_keys, records_of(table, schema.item_features, schema, path.name)
 
     for batch in _batches(path, skip):

@@ -25,7 +25,7 @@ from model.schema import Schema
 from serving.core.errors import StoreUnavailable
 from serving.core.types import RecordedEvents, UserEvent
 from serving.store.base import RankInputs
-from serving.store.keys import StoreKeys, event_id_hash, user_hash, version_key
+from serving.store.keys import StoreKeys, event_id_hash, served_key, user_hash, version_key
 from serving.store.nodes import Command, Nodes, open_nodes, without_secrets
 from serving.store.scripts import APPEND_EVENTS, APPEND_OUTCOMES, Script
 
@@ -68,6 +68,7 @@ class RedisOptions:
     history_ttl_s: int = 0
     timeout_s: float = 2.0
     outcomes_kept: int = 1_000_000
+    max_served: int = 1_000_000
     max_connections: int = 64
     replicas: int = 0
 
@@ -151,14 +152,15 @@ class RedisStore:
     async def delete_user(self, user_id: str) -> bool:
         """See `FeatureStore`."""
         (known,) = await self._write([("SMEMBERS", self.keys.layouts)], self.options.timeout_s, "delete user")
-        layouts = {name.decode() for name in known} | set(self.keys.own_layouts)
-        names = [version_key(self.keys.tag(user_id)), *(self.keys.of_layout(user_id, layout) for layout in sorted(layouts))]
+        layouts, tag = {name.decode() for name in known} | set(self.keys.own_layouts), self.keys.tag(user_id)
+        logged = await self._delete_served(tag)
+        names = [version_key(tag), *(self.keys.of_layout(user_id, layout) for layout in sorted(layouts))]
         (deleted,) = await self._write([("UNLINK", *names)], self.options.timeout_s, "delete user")
         now, forgotten = time.time_ns() // 1_000_000, self.keys.forgotten  # last: who hears of it finds nothing any more
         tell: list[Command] = [("ZADD", forgotten, now, user_hash(user_id))]
         tell.append(("ZREMRANGEBYSCORE", forgotten, "-inf", now - FORGOTTEN_MS))
         await self._write(tell, self.options.timeout_s, "delete user")
-        return bool(deleted)
+        return bool(deleted or logged)
 
     async def forgotten_users(self) -> Set[str]:
         """Hashes of the users who were deleted within a day."""
@@ -180,6 +182,32 @@ class RedisStore:
         command = ("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", self.keys.outcomes, after)
         (reply,) = await self._write([command], self.options.timeout_s + block_ms / 1000, "read outcomes")
         return [(identity, fields[b"o"]) for identity, fields in stream_entries(reply) if b"o" in fields]
+
+    async def append_served(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        """Append (user id, entry) pairs to the served log (field `s`), and note where they are, for `delete_user`."""
+        served, timeout_s = self.keys.served, self.options.timeout_s
+        commands: list[Command] = [
+            ("XADD", served, "MAXLEN", "~", self.options.max_served, "*", "s", entry) for _, entry in entries
+        ]
+        *identities, oldest = await self._write(
+            [*commands, ("XRANGE", served, "-", "+", "COUNT", 1)], timeout_s, "append to the served log"
+        )
+        first = _entry_ms((*(identity for identity, _ in oldest), *identities)[0])
+        notes: list[Command] = []
+        for (user_id, _), identity in zip(entries, identities, strict=True):
+            key = served_key(self.keys.tag(user_id))
+            notes += [("ZADD", key, _entry_ms(identity), identity), ("ZREMRANGEBYSCORE", key, "-inf", f"({first}")]
+        await self._write(notes, timeout_s, "append to the served log")
+
+    async def _delete_served(self, tag: str) -> int:
+        """Delete a user's entries in the served log, and the note of them; returns how many were noted."""
+        key = served_key(tag)
+        (identities,) = await self._write([("ZRANGE", key, 0, -1)], self.options.timeout_s, "delete user")
+        for start in range(0, len(identities), CHUNK):
+            command = ("XDEL", self.keys.served, *identities[start : start + CHUNK])
+            await self._write([command], self.options.timeout_s, "delete user")
+        await self._write([("UNLINK", key)], self.options.timeout_s, "delete user")
+        return len(identities)
 
     async def execute(self, commands: Sequence[Command], what: str) -> list[Any]:
         """Replies of commands for maintenance, sent together; a key of the wrong type is a reply, other errors are raised."""
@@ -322,6 +350,11 @@ class RedisStore:
 def records_of_bytes(value: object, dtype: np.dtype[np.void]) -> Records | None:
     """A history's records; None when the value is something else."""
     return np.frombuffer(value, dtype) if isinstance(value, bytes) and len(value) % dtype.itemsize == 0 else None
+
+
+def _entry_ms(identity: bytes) -> int:
+    """When an entry of a stream was appended, ms since the epoch."""
+    return int(identity.partition(b"-")[0])
 
 
 def is_wrong_type(reply: Any) -> bool:

@@ -16,7 +16,7 @@ from model.config import ConfigError, parse_yaml
 from model.data.canonical import LogFile, write_log
 from model.data.request_log import load_request_log
 from model.hashing import MISSING_KEY, string_key
-from model.schema import Schema
+from model.schema import HashSpec, Schema
 
 SCHEMA = parse_yaml(
     Schema,
@@ -106,6 +106,50 @@ def test_a_late_arrival_is_placed_by_its_event_time(tmp_path: Path) -> None:
     assert log.histories(1)["click"]["item"].tolist() == [20, 30]  # cap 2: the newest two by event time
 
 
+def keyed(values: Any, spec: HashSpec) -> Any:
+    """Strings as their keys, at any depth."""
+    if isinstance(values, list):
+        return [keyed(value, spec) for value in values]
+    return string_key(values, spec) if isinstance(values, str) else values
+
+
+@pytest.mark.parametrize("files", [list(LogFile), [LogFile.REQUESTS], [LogFile.ITEMS, LogFile.EVENTS]])
+def test_keys_in_place_of_strings_load_to_the_same_arrays(tmp_path: Path, files: list[LogFile]) -> None:
+    data = SCHEMA.model_dump(mode="json")
+    data["item"]["id_type"] = "string"
+    data["item_features"] += [{"name": "brand", "kind": "categorical", "table": "word"}]
+    data["events"][0]["attributes"] += [{"name": "where", "kind": "categorical", "table": "word"}]
+    schema = Schema.model_validate(data)
+    texts = tables()
+    texts[LogFile.REQUESTS]["items"] = [[f"i{i}" for i in row] for row in texts[LogFile.REQUESTS]["items"]]
+    texts[LogFile.ITEMS] |= {"item_id": ["i10", "i20"], "tags": [["a", None, "b"], None], "brand": ["x", None]}
+    texts[LogFile.EVENTS]["item_id"] = [f"i{i}" for i in texts[LogFile.EVENTS]["item_id"]]
+    texts[LogFile.EVENTS]["click.where"] = ["home", None, "feed", None, "feed"]
+    hashed = {file: dict(columns) for file, columns in texts.items()}
+    ids = {"items", "item_id", "tags", "brand", "surface", "click.where"}
+    for file in files:
+        for name in ids & hashed[file].keys():
+            hashed[file][name] = pa.array(keyed(texts[file][name], schema.hash))
+    if LogFile.ITEMS in files:
+        hashed[LogFile.ITEMS]["brand"] = pa.array([string_key("x", schema.hash), MISSING_KEY])
+    a = load_request_log(write_log(tmp_path / "texts", schema, texts, {}))
+    b = load_request_log(write_log(tmp_path / "keys", schema, hashed, {}))
+    for name in ("item_keys", "item_index", "items", "contexts", "users", "user_keys", "labels", "offsets"):
+        assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
+    for event in schema.events:
+        assert a.events[event.name].records.tobytes() == b.events[event.name].records.tobytes()
+    assert a.item_ids[:2] == ["i10", "i20"]
+    by_key = LogFile.ITEMS in files or LogFile.REQUESTS in files
+    assert b.item_ids == (a.item_keys.tolist() if by_key else a.item_ids)
+
+
+def test_ids_of_users_are_never_keys(tmp_path: Path) -> None:
+    changed = tables()
+    changed[LogFile.USERS]["user_id"] = pa.array([1])
+    with pytest.raises(ConfigError, match=re.escape("column 'user_id': expected string, found int64")):
+        write_log(tmp_path / "log", SCHEMA, changed, {})
+
+
 def test_a_subset_keeps_the_given_order_and_shares_users_items_and_events(directory: Path) -> None:
     log = load_request_log(directory)
     part = log.subset(np.array([2, 0]))
@@ -124,7 +168,12 @@ def test_a_subset_keeps_the_given_order_and_shares_users_items_and_events(direct
         (LogFile.REQUESTS, "time_ms", ["x", "y", "z"], "column 'time_ms': expected int64, found string"),
         (LogFile.REQUESTS, "user_id", ["u", None, "u"], "column 'user_id': expected a value in every row, found 1 null(s)"),
         (LogFile.REQUESTS, "items", [["a"], ["b"], ["c"]], "column 'items': expected list<item: int64>, found list<"),
-        (LogFile.ITEMS, "tags", [1.5, 2.5], "column 'tags': expected list<item: string>, found double"),
+        (
+            LogFile.ITEMS,
+            "tags",
+            [1.5, 2.5],
+            "column 'tags': expected list<item: string> (or its keys, list<item: int64>), found double",
+        ),
         (LogFile.EVENTS, "arrival_ms", None, "column 'arrival_ms': expected int64, found no such column"),
         (LogFile.REQUESTS, "request_id", ["r1", "r1", "r2"], "column 'request_id': expected distinct ids, found 1 repeated"),
         (

@@ -24,7 +24,10 @@ def test_a_deleted_user_is_gone_and_others_stay(kind: str, tmp_path: Path) -> No
         ages = np.array([(33.0,), (44.0,)], dtype=feature_dtype(SCHEMA.user))
         await store.put_users(["ann", "bob"], ages)
         await store.record_events([event("a", "ann", 1, 1), event("b", "bob", 2, 2), event("c", "ann", 3, 3, "impression")])
+        await store.append_served([("ann", b"1"), ("bob", b"2"), ("ann", b"3")])
         assert await store.delete_user("ann")
+        (served,) = await store.execute([("XRANGE", store.keys.served, "-", "+")], "test")
+        assert [fields for _, fields in served] == [[b"s", b"2"]]
         ann, bob = [await store.read_rank_inputs(user, NO_ITEMS, 1.0) for user in ("ann", "bob")]
         assert (ann.user, ann.history_version, [len(h) for h in ann.histories.values()]) == (None, 0, [0, 0])
         assert (bob.history_version, len(bob.histories["click"])) == (1, 1)
