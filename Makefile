@@ -44,10 +44,10 @@ bench: $(STAMP) ## scoreboard rows: make bench ROW=S1
 	$(BIN)/python -m loadtest.scoreboard $(if $(ROW),--row $(ROW))
 
 store-check: $(STAMP) ## near-cache hit rate, read latency, append cost, load rate, skew; DATA=path takes a Metarank-format log
-	$(BIN)/python -m loadtest.store_check $(if $(DATA),--data '$(DATA)')
+	$(BIN)/python -m loadtest.checks.store $(if $(DATA),--data '$(DATA)')
 
 feedback-check: $(STAMP) ## a fleet's online NE and PromQL rules, canary verdicts, drift, cost; DATA=path takes a Metarank-format log
-	$(BIN)/python -m loadtest.feedback_check $(if $(DATA),--data '$(DATA)' --workdir runs/feedback)
+	$(BIN)/python -m loadtest.checks.feedback $(if $(DATA),--data '$(DATA)' --workdir runs/feedback)
 
 system-deps: ## the few Debian packages that some tests use (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus

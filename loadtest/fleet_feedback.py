@@ -11,6 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kunlun.client import Client, Outcome
 from loadtest.bench import Bench
 from loadtest.processes import RunningServer, wait_until
@@ -26,6 +29,7 @@ BATCH = 20
 class ReplayedFleet:
     """What a fleet should have counted by task, the replicas that are left, and the Prometheus that watched them all."""
 
+    requests: NDArray[np.int64]
     offline: dict[str, NEState]
     survivors: list[RunningServer]
     impressions: int
@@ -57,14 +61,16 @@ class ReplayedFleet:
 
 
 @contextmanager
-def replayed_fleet(bench: Bench, replicas: int, seed: int, *, window: str = "") -> Iterator[ReplayedFleet]:
+def replayed_fleet(
+    bench: Bench, replicas: int, seed: int, *, window: str = "", served_log_rate: float = 0.0
+) -> Iterator[ReplayedFleet]:
     """Held-out requests ranked by replicas, all outcomes reported to them, the consumer killed half-way, everything counted.
 
     `window`: length of the recording rules' window; with it a Prometheus watches.
     """
     replay, rng = bench.replay, random.Random(seed)
     requests = bench.pipeline.held_out(replay.log)[-bench.requests :]
-    with fleet(bench, replicas) as servers, ExitStack() as stack:
+    with fleet(bench, replicas, served_log_rate) as servers, ExitStack() as stack:
         clients = [stack.enter_context(Client(server.address, timeout_s=10)) for server in servers]
         bench.load(servers[0], requests)
         rules = None
@@ -93,16 +99,16 @@ def replayed_fleet(bench: Bench, replicas: int, seed: int, *, window: str = "") 
         report_to_any([clients[at] for at in others], reports[half:], rng)
         survivors = [servers[at] for at in others]
         wait_until_counted(survivors, len(reports))
-        yield ReplayedFleet(offline, survivors, impressions, len(reports), rules)
+        yield ReplayedFleet(requests, offline, survivors, impressions, len(reports), rules)
 
 
 @contextmanager
-def fleet(bench: Bench, replicas: int) -> Iterator[list[RunningServer]]:
+def fleet(bench: Bench, replicas: int, served_log_rate: float) -> Iterator[list[RunningServer]]:
     """Replicas that share a durable store and a receipt key."""
     with tempfile.TemporaryDirectory() as directory, store_process(Path(directory)) as store, ExitStack() as stack:
         key = Path(directory, "receipt.key")
         key.write_text(secrets.token_hex(16), encoding="ascii")
-        settings = {"store": store.url, "receipt_key_file": str(key)}
+        settings = {"store": store.url, "receipt_key_file": str(key), "served_log_rate": served_log_rate}
         yield [stack.enter_context(bench.server(settings, name=f"replica{number}")) for number in range(replicas)]
 
 

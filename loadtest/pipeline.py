@@ -40,9 +40,14 @@ class Pipeline:
         """The model repository."""
         return self.path("models")
 
+    @property
+    def config_path(self) -> Path:
+        """The training configuration."""
+        return self.config or CONFIGS / ("demo_synthetic.yaml" if self.data is None else "demo_metarank.yaml")
+
     def run(self) -> dict[str, dict[str, Any]]:
         """All stages; their figures by stage."""
-        config = self.config or CONFIGS / ("demo_synthetic.yaml" if self.data is None else "demo_metarank.yaml")
+        config = self.config_path
         data, run = self.path("data"), self.path("run")
         figures = {
             "prepare": self.prepare(),

@@ -27,7 +27,6 @@ from serving.engines.base import Engine
 from serving.engines.cache import default_cache
 from serving.engines.open import open_engine
 from serving.feedback.receipt import ReceiptSigner
-from serving.feedback.served_writer import ServedLog
 from serving.feedback_process import feedback
 from serving.ingest.ingestion import Ingestion
 from serving.ingest.redis_stream import RedisStreamSource
@@ -45,6 +44,7 @@ from serving.protocol.ranker_service import RankerService
 from serving.store.open import open_store
 from serving.store.redis_store import RedisOptions, RedisStore
 from serving.store.store_changes import StoreChanges
+from serving.training_log.served_writer import ServedLog
 from serving.transport import Health, bind, open_grpc_server
 from serving.tuning.calibrate_slots import best_split
 

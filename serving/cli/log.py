@@ -15,9 +15,9 @@ from model.config import ConfigError
 from model.schema import Schema, load_schema
 from serving.config import ServerConfig, artifact_path
 from serving.core.errors import StoreUnavailable
-from serving.feedback.export_log import export_log
-from serving.feedback.training_log import REASON_TEXT, ExportOptions, ExportReport
 from serving.store.open import open_store
+from serving.training_log.export import export_log
+from serving.training_log.join import REASON_TEXT, ExportOptions, ExportReport
 
 DEFAULT_WINDOW_S: float = ServerConfig.model_fields["attribution_window_s"].default
 

@@ -14,8 +14,8 @@ from typing import Any
 from model.config import ConfigError
 from model.data.canonical import check_output, write_log
 from model.schema import Schema
-from serving.feedback.training_log import REASON_TEXT, ExportOptions, ExportReport, TrainingLog
 from serving.store.redis_store import RedisStore
+from serving.training_log.join import REASON_TEXT, ExportOptions, ExportReport, TrainingLog
 
 OUTCOME_FIELD, SERVED_FIELD = b"o", b"s"
 OUTCOMES_PER_PAGE, ENTRIES_PER_PAGE = 2_000, 200

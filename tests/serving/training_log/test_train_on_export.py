@@ -26,8 +26,8 @@ from model.training.run import TrainingRun
 from model.training.warm_start import WarmStart
 from serving.feedback.outcome import encode_outcome
 from serving.feedback.receipt import ReceiptSigner, ServedList
-from serving.feedback.served_log import ServedEntry, ServedLogFormat
-from serving.feedback.training_log import ExportOptions, TrainingLog
+from serving.training_log.join import ExportOptions, TrainingLog
+from serving.training_log.served_log import ServedEntry, ServedLogFormat
 
 CONFIG = "name: {name}\nmodel: tiny\nepochs: 1\nbatch_requests: 40\nthreads: 1\n"
 SIGNER = ReceiptSigner({0: b"k" * 32}, 0)

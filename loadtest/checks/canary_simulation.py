@@ -1,4 +1,4 @@
-"""`python -m loadtest.canary_simulation`: how soon a canary that is 1 % worse in NE is called, and how often wrongly.
+"""`python -m loadtest.checks.canary_simulation`: how soon a canary that is 1 % worse in NE is called, and how often wrongly.
 
 Impressions of a world whose probabilities are known; a model is the true log-odds with an error of its own, as two
 trainings of one configuration differ. The canary's error is made larger until its NE is 1 % worse. Each run looks at
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.check import Check, run_checks
+from loadtest.checks.check import Check, run_checks
 from model.cli.console import progress_bar
 from model.metrics.normalized_entropy import NEState, clipped
 from model.metrics.paired_ne import PairedNE, Verdict
@@ -139,7 +139,7 @@ def simulate(runs: int, null_runs: int, seed: int) -> Check:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.canary_simulation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.checks.canary_simulation", description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="runs with a worse canary, paired and split (default: 20)")
     parser.add_argument("--null-runs", type=int, default=200, help="runs with an equal one (default: 200)")
     parser.add_argument("--seed", type=int, default=SEED)

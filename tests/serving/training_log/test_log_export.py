@@ -31,15 +31,15 @@ from serving.core.options import CoreOptions
 from serving.core.ranker import Ranker
 from serving.core.types import CandidateBlock, RankRequest
 from serving.engines.open import open_engine
-from serving.feedback.export_log import export_log
 from serving.feedback.outcome import encode_outcome
 from serving.feedback.receipt import ReceiptSigner, ServedList
-from serving.feedback.served_log import ServedLogFormat
-from serving.feedback.served_writer import ServedLog
-from serving.feedback.training_log import ExportOptions, Reason
 from serving.store.load import load_events, load_items, load_users
 from serving.store.open import EMBEDDED, open_store
 from serving.store.redis_store import RedisOptions, RedisStore
+from serving.training_log.export import export_log
+from serving.training_log.join import ExportOptions, Reason
+from serving.training_log.served_log import ServedLogFormat
+from serving.training_log.served_writer import ServedLog
 from tests.serving.core.rank_fixtures import SilentObserver
 
 HOUR = 3_600_000

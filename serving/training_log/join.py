@@ -1,6 +1,6 @@
 """Joins served lists with what was reported of them, into the tables of a canonical log.
 
-Fed by `serving.feedback.export_log`: first every outcome, then every entry of the served log, both in any order and
+Fed by `serving.training_log.export`: first every outcome, then every entry of the served log, both in any order and
 repeated at will. An example is a shown position of a list, with label 1 for every task that was reported of it.
 
 Histories are shared in a canonical log: what a request sees follows from its user's events and `model.history`. So the
@@ -27,8 +27,8 @@ from model.history import arrived_before, visible_history
 from model.records import ARRIVAL_MS, ITEM, TIME_MS, Records, event_dtype, feature_dtype
 from model.schema import Schema
 from serving.feedback.outcome import decode_outcome
-from serving.feedback.served_log import OtherLayout, ServedEntry, ServedLogFormat
 from serving.store.keys import user_hash
+from serving.training_log.served_log import OtherLayout, ServedEntry, ServedLogFormat
 
 
 class Reason:

@@ -19,8 +19,8 @@ from model.schema import Schema
 from serving.core.errors import StoreUnavailable
 from serving.core.types import CandidateBlock, RankRequest, RankResult, Rung, ServedFeatures, StageTimes
 from serving.feedback.receipt import ReceiptSigner, ServedList, receipt_identity
-from serving.feedback.served_log import OtherLayout, ServedEntry, ServedLogFormat, entry_of, layout_of
-from serving.feedback.served_writer import ServedLog
+from serving.training_log.served_log import OtherLayout, ServedEntry, ServedLogFormat, entry_of, layout_of
+from serving.training_log.served_writer import ServedLog
 from tests.serving.random_artifact import SCHEMA as YAML
 
 SCHEMA = parse_yaml(Schema, YAML)

@@ -1,4 +1,4 @@
-"""What the training log costs a server: `python -m loadtest.feedback_cost`.
+"""What the training log costs a server: `python -m loadtest.checks.served_log_cost`.
 
 One Rank of 100 returned items, with histories of 100 events, on the schema that `make demo` uses on synthetic data: the time
 that logging it takes on the event loop (which Ranks share), the time in the writer's thread, and its bytes in the store.
@@ -25,10 +25,10 @@ from model.records import ARRIVAL_MS, ITEM, TIME_MS, Records, event_dtype, featu
 from model.schema import Schema
 from serving.core.types import CandidateBlock, RankRequest, RankResult, Rung, ServedFeatures, StageTimes
 from serving.feedback.receipt import ReceiptSigner, ServedList
-from serving.feedback.served_log import ServedLogFormat, entry_of
-from serving.feedback.served_writer import ServedLog
 from serving.store.embedded import EmbeddedValkey
 from serving.store.redis_store import RedisStore
+from serving.training_log.served_log import ServedLogFormat, entry_of
+from serving.training_log.served_writer import ServedLog
 
 SEED = 20_261_126
 Answered = tuple[ServedList, bytes, RankRequest, RankResult]
@@ -139,7 +139,7 @@ def _categories(schema: Schema, count: int, rng: np.random.Generator) -> np.ndar
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.feedback_cost", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.checks.served_log_cost", description=__doc__)
     parser.add_argument("--lists", type=int, default=1_000, help="Ranks to log (default: 1000)")
     found = served_log_cost(parser.parse_args().lists)
     note(

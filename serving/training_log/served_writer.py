@@ -21,7 +21,7 @@ from model.schema import Schema
 from serving.core.errors import StoreUnavailable
 from serving.core.types import RankRequest, RankResult
 from serving.feedback.receipt import ServedList
-from serving.feedback.served_log import ServedLogFormat, entry_of
+from serving.training_log.served_log import ServedLogFormat, entry_of
 
 STORED, DROPPED, SKIPPED = "stored", "dropped", "skipped"
 MAX_BYTES = 32 << 20

@@ -1,9 +1,11 @@
 """`make feedback-check`: what feedback promises besides S12, on real servers, a real store and a real Prometheus.
 
-* a fleet of three under shuffled, repeated, split outcomes with its consumer killed: sums and recording rules;
+* a fleet of three under shuffled, repeated, split outcomes with its consumer killed: sums, recording rules, and the
+  exported training log against the log that was replayed;
+* a model trained on a share of the negatives: NE and calibration of what it serves;
 * the verdict on simulated canaries;
 * a planted shift of scores and of label rates, seen as drift;
-* what an impression costs: CPU time of signing, taking and counting it, and bytes in the store.
+* what an impression costs: CPU time of signing, taking and counting it, and bytes in the store; and what a logged list does.
 
 The last line is one JSON object with `ok`.
 """
@@ -14,21 +16,27 @@ import argparse
 import asyncio
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import redis
+import yaml
 
 from loadtest.bench import Bench
-from loadtest.canary_simulation import SEED as CANARY_SEED
-from loadtest.canary_simulation import simulate
-from loadtest.check import Check, run_checks
-from loadtest.fleet_feedback import replayed_fleet
+from loadtest.checks.canary_simulation import SEED as CANARY_SEED
+from loadtest.checks.canary_simulation import simulate
+from loadtest.checks.check import Check, run_checks
+from loadtest.checks.served_log_cost import served_log_cost
+from loadtest.fleet_feedback import ReplayedFleet, replayed_fleet
 from loadtest.pipeline import Pipeline
+from loadtest.processes import run_stage
 from loadtest.prometheus_process import is_installed
 from model.config import parse_yaml
+from model.data.request_log import RequestLog, load_request_log
 from model.metrics.score_histogram import population_stability_index, rate_stability_index, score_histogram
+from model.records import ARRIVAL_MS
 from model.schema import Schema
 from serving.feedback.consumer import BATCH, FeedbackConsumer, now_ms
 from serving.feedback.ledger import MINUTE_MS
@@ -53,12 +61,12 @@ value: p_click
 """
 
 
-def fleet_check(data: Path | None, workdir: Path) -> Check:
-    """Sums equal a recomputation, and PromQL agrees with them after one window."""
+def fleet_checks(data: Path | None, workdir: Path) -> list[Check]:
+    """Sums equal a recomputation, PromQL agrees after one window, and what was served can be exported as it was."""
     bench = Bench(Pipeline(workdir, data), requests=1000)
-    with replayed_fleet(bench, 3, SEED, window="10m" if is_installed() else "") as fleet:
+    with replayed_fleet(bench, 3, SEED, window="10m" if is_installed() else "", served_log_rate=1.0) as fleet:
         figures: dict[str, Any] = {
-            "log": "synthetic" if data is None else data.name,
+            "log": _log_name(data),
             "impressions": fleet.impressions,
             "outcomes": fleet.outcomes,
             "replicas": 3,
@@ -66,8 +74,77 @@ def fleet_check(data: Path | None, workdir: Path) -> Check:
             "worst_relative_difference": fleet.worst_sum(),
             "worst_rule": round(fleet.worst_rule(), 6) if is_installed() else "not verified: prometheus is not installed",
         }
+        exported = _training_log(bench, fleet)
     ok = figures["worst_relative_difference"] < 1e-6 and (not is_installed() or figures["worst_rule"] <= 0.01)
-    return Check("fleet", figures, "sums < 1e-6, recording rules within 1 %", ok)
+    return [Check("fleet", figures, "sums < 1e-6, recording rules within 1 %", ok), exported]
+
+
+def _training_log(bench: Bench, fleet: ReplayedFleet) -> Check:
+    """Rows of `kunlun log export` that differ from the log that was replayed; arrival times are those of the replay."""
+    output = bench.pipeline.path("served")
+    store = ["--store", fleet.survivors[0].store, "--repository", bench.pipeline.models]
+    report = run_stage(["log", "export", *store, "--output", output, "--include-immature"])
+    log, exported = bench.replay.log, load_request_log(output)
+    number_of = {request: number for number, request in enumerate(exported.request_ids)}
+    rows = differing = 0
+    for wanted in fleet.requests.tolist():
+        found = number_of.get(log.request_ids[wanted])
+        before, after = _rows_of(log, wanted), None if found is None else _rows_of(exported, found)
+        rows += len(before)
+        differing += len(before) if after is None else len(before.items() ^ after.items())
+    figures = {"log": _log_name(bench.pipeline.data), "lists": len(exported), "rows": rows, "differing": differing}
+    figures["seconds"] = report["seconds"]
+    return Check(
+        "training_log", figures, "0 rows differ, every list exported", differing == 0 and len(exported) == len(fleet.requests)
+    )
+
+
+def _rows_of(log: RequestLog, number: int) -> dict[object, bytes]:
+    """Everything of one request: user, context, items with their features and labels, histories but for arrival times."""
+    user, shown = int(log.user_index[number]), log.shown(number)
+    rows: dict[object, bytes] = {"user": log.user_ids[user].encode() + log.users[user].tobytes()}
+    rows["context"] = log.contexts[number].tobytes()
+    for item, labels in zip(log.item_index[shown].tolist(), log.labels[shown], strict=True):
+        rows["item", int(log.item_keys[item])] = log.items[item].tobytes() + labels.tobytes()
+    for event, history in log.histories(number).items():
+        kept = [name for name in history.dtype.names or () if name != ARRIVAL_MS]
+        for at, record in enumerate(history[::-1]):
+            rows[event, at] = b"".join(record[name].tobytes() for name in kept)
+    return rows
+
+
+def down_sampling_check(data: Path | None, workdir: Path, rate: float = 0.25) -> Check:
+    """A model trained on a share of the negatives, served: NE and calibration online, beside those of all negatives."""
+    whole = Bench(Pipeline(workdir, data), requests=1000)
+    whole.build()
+    config = yaml.safe_load(whole.pipeline.config_path.read_text(encoding="utf-8"))
+    sampled = Bench(Pipeline(workdir / "sampled", data, config=workdir / "sampled.yaml"), requests=1000)
+    (workdir / "sampled.yaml").write_text(yaml.safe_dump(config | {"negative_rate": rate}), encoding="utf-8")
+    figures: dict[str, Any] = {"log": _log_name(data), "negative_rate": rate}
+    ok = True
+    for name, bench in (("all_negatives", whole), ("sampled", sampled)):
+        with replayed_fleet(bench, 2, SEED) as fleet:
+            assert fleet.worst_sum() < 1e-6
+            states = fleet.offline
+        figures[name] = {
+            task: {"ne": round(state.normalized_entropy, 4), "calibration": round(state.calibration, 4)}
+            for task, state in states.items()
+        }
+    for task, found in figures["sampled"].items():
+        wanted = figures["all_negatives"][task]
+        ok = ok and found["ne"] <= 1.02 * wanted["ne"] and abs(found["calibration"] / wanted["calibration"] - 1) <= 0.1
+    target = "NE within 2 % and calibration within 10 % of the model of all negatives"
+    return Check("down_sampling", figures, target, ok)
+
+
+def served_log_check() -> Check:
+    """What a logged Rank costs."""
+    figures = served_log_cost()
+    return Check("served_log_cost", figures, "≤ 20 µs on the event loop per list", figures["add_us"] <= 20)
+
+
+def _log_name(data: Path | None) -> str:
+    return "synthetic" if data is None else data.name
 
 
 def drift_check(impressions: int = 20_000) -> Check:
@@ -159,17 +236,21 @@ def _sizes(url: str, prefix: str) -> dict[str, int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.feedback_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.checks.feedback", description=__doc__)
     parser.add_argument("--data", type=Path, help="log in Metarank's format for the fleet (default: synthetic)")
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs/bench"), help="where its model is kept (default: runs/bench)"
     )
     arguments = parser.parse_args()
+    fleet = cache(lambda: fleet_checks(arguments.data, arguments.workdir))
     return run_checks(
         [
             lambda: asyncio.run(cost_check()),
+            served_log_check,
             drift_check,
-            lambda: fleet_check(arguments.data, arguments.workdir),
+            lambda: fleet()[0],
+            lambda: fleet()[1],
+            lambda: down_sampling_check(arguments.data, arguments.workdir),
             lambda: simulate(runs=20, null_runs=200, seed=CANARY_SEED),
         ]
     )

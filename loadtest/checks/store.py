@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from loadtest.check import Check, run_checks
+from loadtest.checks.check import Check, run_checks
 from loadtest.processes import run_stage
 from model.cli.console import note
 from model.config import parse_yaml
@@ -268,7 +268,7 @@ async def _store(schema: Schema) -> AsyncIterator[RedisStore]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.store_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.checks.store", description=__doc__)
     parser.add_argument("--data", type=Path, help="log in Metarank's format for the skew check (default: synthetic)")
     arguments = parser.parse_args()
     steps = [staleness, reads_and_bytes, append_cost, load_rate, lambda: skew(arguments.data)]
