@@ -29,10 +29,11 @@ from loadtest.checks.canary_simulation import SEED as CANARY_SEED
 from loadtest.checks.canary_simulation import simulate
 from loadtest.checks.check import Check, run_checks
 from loadtest.checks.served_log_cost import served_log_cost
-from loadtest.fleet_feedback import ReplayedFleet, replayed_fleet
+from loadtest.fleet_feedback import ReplayedFleet, metrics_of, replayed_fleet
 from loadtest.pipeline import Pipeline
 from loadtest.processes import run_stage
 from loadtest.prometheus_process import is_installed
+from loadtest.prometheus_text import total
 from model.config import parse_yaml
 from model.data.request_log import RequestLog, load_request_log
 from model.metrics.score_histogram import population_stability_index, rate_stability_index, score_histogram
@@ -74,6 +75,8 @@ def fleet_checks(data: Path | None, workdir: Path) -> list[Check]:
             "worst_relative_difference": fleet.worst_sum(),
             "worst_rule": round(fleet.worst_rule(), 6) if is_installed() else "not verified: prometheus is not installed",
         }
+        page = metrics_of(fleet.survivors[0])
+        figures["score_psi"] = {task: round(total(page, "kunlun_score_psi", task=task), 4) for task in fleet.offline}
         exported = _training_log(bench, fleet)
     ok = figures["worst_relative_difference"] < 1e-6 and (not is_installed() or figures["worst_rule"] <= 0.01)
     return [Check("fleet", figures, "sums < 1e-6, recording rules within 1 %", ok), exported]

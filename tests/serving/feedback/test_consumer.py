@@ -12,13 +12,15 @@ import pytest
 from feedback_fixtures import ISSUED_MS, SIGNER, TASKS, List, served
 from store_fixtures import SCHEMA, cluster, embedded, until
 
+from model.metrics.paired_ne import PairedNE, Verdict
 from serving.core.errors import StoreUnavailable
 from serving.feedback import consumer as consumer_module
 from serving.feedback.consumer import SLACK_MS, FeedbackConsumer, now_ms
 from serving.feedback.figures import FigureReader, Maturity
 from serving.feedback.ledger import ALL_SLICES, MINUTE_MS, offline_sums
 from serving.feedback.outcome import encode_outcome
-from serving.feedback.sums import COUNTS, Kind, SumKey, Sums, ne_state
+from serving.feedback.receipt import ServedList, ShadowPredictions
+from serving.feedback.sums import COUNTS, Kind, SumKey, Sums, ne_state, paired_ne
 from serving.store.feedback_state import Changes, FeedbackState, Place
 from serving.store.open import open_store
 from serving.store.redis_store import RedisOptions, RedisStore
@@ -181,6 +183,39 @@ def test_minutes_mature_after_the_window_and_go_after_a_while() -> None:
         assert not await FeedbackState(store, 1.0).minutes(0, 10**9)
         assert TOTAL in (await figures(store))[Maturity.MATURED], "counters stay"
         assert TOTAL not in (await after(end_ms + 3 * HOUR_MS + MINUTE_MS))[Maturity.MATURED], "until a version is forgotten"
+
+    with embedded() as url:
+        on(url, scenario)
+
+
+def test_a_canary_is_judged_on_matured_lists() -> None:
+    rng, start_ms = np.random.default_rng(11), now_ms()  # behind a backlog time is that of the stream, so of the store
+    paired, reports = PairedNE(), list[bytes]()
+    for number in range(400):
+        p = rng.beta(2, 8, (10, 2)).astype(np.float32)
+        worse = np.clip(p * np.exp(rng.normal(0, 0.6, p.shape)), 1e-4, 0.99).astype(np.float32)
+        one = ServedList(f"r{number}", start_ms, "v1", "home", 1, np.arange(10), p, ShadowPredictions("v2", worse))
+        clicks = rng.random(10) < p[:, 0]
+        receipt = SIGNER.sign(one)
+        reports.append(encode_outcome(receipt, range(10), [], start_ms))
+        reports += [encode_outcome(receipt, [], [(at, 0)], start_ms) for at in np.flatnonzero(clicks).tolist()]
+        paired += PairedNE.of(p[:, 0], worse[:, 0], clicks, np.zeros(10, int))
+
+    async def scenario(store: RedisStore) -> None:
+        await store.append_outcomes(reports)
+        for at_ms in (start_ms, start_ms + HOUR_MS + SLACK_MS + 2 * MINUTE_MS):
+            task = asyncio.create_task(consumes(store, at_ms).run())
+            await is_counted(store, len(reports))
+            key = SumKey(Kind.CANARY, "click", "v1", "v2")
+            if at_ms > start_ms:
+                while key not in (await figures(store))[Maturity.MATURED]:
+                    await asyncio.sleep(0.01)
+                found = paired_ne((await figures(store))[Maturity.MATURED][key])
+                assert list(vars(found).values()) == pytest.approx(list(vars(paired).values()), rel=1e-9)
+                assert found.ne_difference().verdict is Verdict.WORSE
+            else:
+                assert key not in (await figures(store))[Maturity.MATURED], "its labels may still come"
+            await stopped(task)
 
     with embedded() as url:
         on(url, scenario)
