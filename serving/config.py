@@ -64,8 +64,9 @@ class ServerConfig(StrictModel):
     `attribution_window_s` for outcomes.
 
     Feedback: of the replicas with `feedback: consume` one at a time counts the outcomes of all and exports online NE, as those
-    with `report` do, which leave the counting to others (`kunlun feedback` does nothing else); `off`: neither. Gauges are
-    over `online_window_s`.
+    with `report` do, which leave the counting to others (`kunlun feedback` does nothing else). `off`: nobody in the fleet
+    counts; outcomes are for the training log alone. `outcomes_kept`: how many stay in the store once they are counted (each a
+    receipt: 1.7 kB for 100 items). Gauges are over `online_window_s`.
 
     Training log: `served_log_rate` is the share of Ranks (by a hash of their request id; 0: none) whose features are kept in
     the store for `kunlun log export`, the newest `served_log_entries` of them.
@@ -104,6 +105,7 @@ class ServerConfig(StrictModel):
     ingest: IngestConfig | None = None
     attribution_window_s: Annotated[float, Field(gt=0)] = 7 * 86_400.0
     feedback: Literal["consume", "report", "off"] = "consume"
+    outcomes_kept: Annotated[int, Field(ge=1)] = 1_000_000
     online_window_s: Annotated[float, Field(ge=60)] = 3600.0
     served_log_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     served_log_entries: Annotated[int, Field(ge=1)] = 1_000_000

@@ -33,7 +33,7 @@ async def feedback(
     window_ms, shown_ms = round(config.attribution_window_s * 1000), round(config.online_window_s * 1000)
     async with contextlib.AsyncExitStack() as stack:
         if config.feedback == "consume":
-            consumer = FeedbackConsumer(store, tasks, window_ms, shown_ms)
+            consumer = FeedbackConsumer(store, window_ms, shown_ms)
             text = "1 in the one process that counts the outcomes of the fleet."
             Gauge("kunlun_feedback_consumer", text, registry=registry).set_function(lambda: float(consumer.is_owner))
             await stack.enter_async_context(in_background(consumer.run(), "feedback consumer"))
@@ -54,7 +54,8 @@ async def run_feedback(config: ServerConfig, ready: Callable[[str], None]) -> No
     artifact = open_artifact(artifact_path(config))
     with stopped_by_signals(stop):
         async with contextlib.AsyncExitStack() as stack:
-            store = await open_store(config.store, artifact.schema, options=RedisOptions(replicas=config.store_replicas))
+            options = RedisOptions(replicas=config.store_replicas, outcomes_kept=config.outcomes_kept)
+            store = await open_store(config.store, artifact.schema, options=options)
             stack.push_async_callback(store.close)
             registry = CollectorRegistry()
             metrics_address = serve_metrics(config, registry, stack)

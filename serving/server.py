@@ -95,7 +95,11 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         if config.host_cpus:
             _pin(config.host_cpus)
         options = RedisOptions(
-            history_ttl_s=config.history_ttl_s, replicas=config.store_replicas, max_served=config.served_log_entries
+            history_ttl_s=config.history_ttl_s,
+            replicas=config.store_replicas,
+            max_served=config.served_log_entries,
+            outcomes_kept=config.outcomes_kept,
+            outcomes_counted=config.feedback != "off",
         )
         store = await open_store(config.store, schema, data_dir=config.data_dir, data_sync=config.data_sync, options=options)
         stack.push_async_callback(store.close)
@@ -125,7 +129,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
             RankerService(ranker, rank_messages, signer, guard, config.default_deadline_ms / 1000, served_log),
             EventsService(ranker, event_messages, metrics),
             FeaturesService(store, ranker, schema),
-            FeedbackService(store, OutcomeMessages(schema, signer), metrics),
+            FeedbackService(store, OutcomeMessages(signer), metrics),
         )
         health = Health(server)
         await health.starting()

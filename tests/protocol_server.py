@@ -163,7 +163,7 @@ class ProtocolServer:
         )
         features_pb2_grpc.add_FeaturesServicer_to_server(FeaturesService(self.store, self.scorer, self.schema), self._server)
         feedback_pb2_grpc.add_FeedbackServicer_to_server(
-            FeedbackService(self.store, OutcomeMessages(self.schema, self.signer), self.metrics), self._server
+            FeedbackService(self.store, OutcomeMessages(self.signer), self.metrics), self._server
         )
         self.health = Health(self._server)
         self.address = bind(self._server, config)

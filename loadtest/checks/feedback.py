@@ -177,7 +177,7 @@ async def cost_check(lists: int = 4000, items: int = 100, shown: int = 20) -> Ch
     for number in range(lists):
         p = rng.beta(1, 20, (items, 2)).astype(np.float32)
         keys = rng.integers(-(2**60), 2**60, items)
-        served.append(ServedList(f"{number:032x}", start_ms - number * 15, "1", "home", 1, keys, p))
+        served.append(ServedList(f"{number:032x}", start_ms - number * 15, "1", "home", 1, keys, p, ("click", "like")))
     seconds = {"sign": time.process_time()}
     receipts = [signer.sign(one) for one in served]
     seconds["sign"] = time.process_time() - seconds["sign"]
@@ -195,11 +195,11 @@ async def cost_check(lists: int = 4000, items: int = 100, shown: int = 20) -> Ch
     try:
         for start in range(0, len(outcomes), 500):
             await store.append_outcomes(outcomes[start : start + 500])
-        consumer = FeedbackConsumer(store, ("click", "like"), HOUR_MS, HOUR_MS)
+        consumer = FeedbackConsumer(store, HOUR_MS, HOUR_MS)
         state = FeedbackState(store, 1.0)
         began, wall = time.process_time(), time.perf_counter()
         task = asyncio.create_task(consumer.run())
-        while await state.behind_ms(await state.place()):  # noqa: ASYNC110  what is waited for is in another process
+        while await state.waiting_ms(await state.place()):  # noqa: ASYNC110  what is waited for is in another process
             await asyncio.sleep(0.05)
         seconds["count"], wall = time.process_time() - began, time.perf_counter() - wall
         task.cancel()

@@ -121,7 +121,9 @@ def _answered(
         *(False, StageTimes()),
     )
     result = replace(result, features=features)
-    served = ServedList(request.request_id, now + 5, "1", "surface-1", 1, candidates[order], probabilities)
+    served = ServedList(
+        request.request_id, now + 5, "1", "surface-1", 1, candidates[order], probabilities, tuple(t.name for t in schema.tasks)
+    )
     return served, signer.sign(served), request, result
 
 

@@ -29,7 +29,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from serving.feedback_process import run_feedback
 
     def ready(metrics: str) -> None:
-        print(f"kunlun: counting outcomes, metrics on {metrics}", flush=True)
+        print(f"kunlun: feedback consumer, metrics on {metrics}", flush=True)
 
     return run_until_stopped(arguments, lambda: run_feedback(_config(arguments), ready))
 

@@ -38,6 +38,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-message-bytes", type=int, help="largest request (default: 4 MiB)")
     parser.add_argument("--max-connection-age-s", type=float, help="ask clients to reconnect after this long; 0: never")
     parser.add_argument("--shutdown-grace-s", type=float, help="time for calls in flight when stopping (default: 10)")
+    text = "who counts outcomes: a replica, this one among them; others (`kunlun feedback`); nobody (default: consume)"
+    parser.add_argument("--feedback", choices=("consume", "report", "off"), help=text)
+    parser.add_argument("--attribution-window-s", type=float, help="how long after serving an outcome counts (default: 7 days)")
     parser.add_argument("--receipt-key-file", help="file with the receipt key (else $KUNLUN_RECEIPT_KEY)")
     parser.add_argument("--tls-certificate", help="PEM certificate chain of the server")
     parser.add_argument("--tls-key", help="PEM private key of the server")

@@ -5,7 +5,8 @@ keeps nothing between two batches: bitmaps and sums are read, revised and commit
 (`serving.store.feedback_state`) together with the place in the stream, so it may die at any moment.
 
 A minute matures when no outcome for its lists can come any more: a whole attribution window after its end, and
-`SLACK_MS` for clocks that differ and writes under way. Time is that of the stream: behind a backlog nothing matures.
+`SLACK_MS` for clocks that differ and writes under way. Time is that of the store, which stamps the stream, and behind a
+backlog that of the last entry read.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from serving.core.errors import StoreUnavailable
 from serving.feedback.ledger import MINUTE_MS, Batch, ReceiptKey, Revision, Seen, Slices, receipt_key
 from serving.feedback.outcome import Outcome, decode_outcome
-from serving.feedback.sums import Kind, Sums, add, decode_key, decode_sums, encode_key, encode_sums
+from serving.feedback.sums import Kind, SumKey, Sums, add, decode_key, decode_sums, encode_key, encode_sums
 from serving.store.feedback_state import (
     MATURED,
     REPORTED,
@@ -40,7 +41,8 @@ LEASE_S = 5.0
 MATURE_AT_ONCE = 60
 _BLOCK_MS = 500
 _YIELD_EVERY = 8
-_MAX_PAUSE_S = 5.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.1, 5.0
+_RELEASE_S = 1.0
 
 
 def now_ms() -> int:
@@ -49,67 +51,78 @@ def now_ms() -> int:
 
 
 class FeedbackConsumer:
-    """Consumes for `tasks`. `window_ms`: how long after serving outcomes count; `kept_ms`: how long matured minutes stay."""
+    """`window_ms`: how long after serving outcomes count; `kept_ms`: how long matured minutes stay.
+
+    `clock`: ms since the epoch; the store's, unless a test has another.
+    """
 
     def __init__(
         self,
         store: RedisStore,
-        tasks: Sequence[str],
         window_ms: int,
         kept_ms: int,
         *,
         lease_s: float = LEASE_S,
-        clock: Callable[[], int] = now_ms,
+        clock: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
-        self._store, self._tasks, self._window_ms, self._clock = store, tuple(tasks), window_ms, clock
+        self._store, self._window_ms = store, window_ms
         self._kept = kept_ms // MINUTE_MS
         self._state, self._lease_s = FeedbackState(store, lease_s), lease_s
+        self._clock = clock or self._state.now_ms
         self._place = Place()
-        self.is_owner = False
+        self.is_owner = self._is_waiting = False
 
     async def run(self) -> None:
-        """Consume until cancelled; gives the lease back then."""
-        pause_s = 0.05
+        """Consume until cancelled; gives the lease back then. Whatever goes wrong is logged, and tried again."""
+        pause_s = _FIRST_PAUSE_S
         try:
             while True:
                 try:
                     if await self._state.acquire():
                         await self._own()
-                    pause_s = self._lease_s / 5
-                except (StoreUnavailable, ValueError) as error:  # ValueError: what lies in the store is not ours
-                    _LOG.warning("feedback: %s; trying again in %.2f s", error, pause_s)
-                    pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-                finally:
+                    elif not self._is_waiting:
+                        _LOG.info("feedback: another process counts outcomes; waiting for its lease")
+                        self._is_waiting = True
+                    pause_s = _FIRST_PAUSE_S
+                    await asyncio.sleep(self._lease_s / 5)
+                except Exception as error:
                     self.is_owner = False
-                await asyncio.sleep(pause_s)
+                    is_store = isinstance(error, StoreUnavailable)
+                    _LOG.warning("feedback: %s; trying again in %.2f s", error, pause_s, exc_info=not is_store)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         finally:
-            with contextlib.suppress(StoreUnavailable):
-                await self._state.release()
+            if self.is_owner:
+                with contextlib.suppress(StoreUnavailable, TimeoutError):  # the lease ends by itself, too
+                    async with asyncio.timeout(_RELEASE_S):
+                        await self._state.release()
 
     async def _own(self) -> None:
         """Work until somebody else has the lease."""
         self._place = await self._state.place()
-        self.is_owner = True
-        while True:
-            asked_ms = self._clock()
-            entries = await self._store.read_outcomes(self._place.position, BATCH, _BLOCK_MS)
-            drained = len(entries) < BATCH
-            if entries and not await self._consume(entries, drained):
-                return
-            if not entries and not await self._state.acquire():
-                return
-            # What is not read yet was stored after `asked_ms`, or behind the last entry.
-            reached_ms = asked_ms if drained else int(entries[-1][0].partition("-")[0])
-            if not await self._mature(reached_ms):
-                return
+        self.is_owner, self._is_waiting = True, False
+        while await self._work():
+            pass
+        self.is_owner = False
 
-    async def _consume(self, entries: Sequence[tuple[str, bytes]], drained: bool) -> bool:
+    async def _work(self) -> bool:
+        """One batch; False when somebody else has the lease."""
+        asked_ms = await self._clock()
+        entries = await self._store.read_outcomes(self._place.position, BATCH, _BLOCK_MS)
+        drained = len(entries) < BATCH
+        if not await (self._consume(entries) if entries else self._state.acquire()):
+            return False
+        # What is not read yet was stored after `asked_ms`, or behind the last entry.
+        reached_ms = asked_ms if drained else int(entries[-1][0].partition("-")[0])
+        return await self._mature(reached_ms)
+
+    async def _consume(self, entries: Sequence[tuple[str, bytes]]) -> bool:
         """Count a batch; False when another consumer has taken over."""
         outcomes = [_decoded(data) for _, data in entries]
         keys = {receipt_key(outcome) for outcome in outcomes if outcome is not None}
         reported = [decode_key(name) for name in await self._names(REPORTED)]
         slices = Slices({key.detail for key in reported if key.kind is Kind.NE})
-        batch = Batch(self._tasks, self._window_ms, await self._seen(keys), slices, self._place.first_open)
+        batch = Batch(self._window_ms, await self._seen(keys), slices, self._place.first_open)
         for number, outcome in enumerate(outcomes, start=1):
             if outcome is None:
                 batch.unreadable()
@@ -118,10 +131,8 @@ class FeedbackConsumer:
             if number % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)  # Ranks share this loop
         changes = await self._changes(batch.finish())
-        heard = {o.served.model_version.encode(): str(o.reported_ms).encode() for o in outcomes if o is not None}
-        changes.hashes[VERSIONS] = heard
-        after = replace(self._place, position=entries[-1][0])
-        return await self._commit(after, changes, self._store.options.outcomes_kept if drained else 0)
+        changes.hashes[VERSIONS] = _heard([outcome for outcome in outcomes if outcome is not None])
+        return await self._commit(replace(self._place, position=entries[-1][0]), changes, len(entries))
 
     async def _names(self, name: str) -> list[bytes]:
         (found,) = await self._state.read([name])
@@ -188,16 +199,31 @@ class FeedbackConsumer:
             return {}
         deleted = {VERSIONS: dict.fromkeys(silent, b"")}
         for name, found in zip((REPORTED, MATURED), hashes, strict=True):
-            deleted[name] = {f: b"" for f in found if decode_key(f).version.encode() in silent}
+            deleted[name] = {f: b"" for f in found if _versions_of(decode_key(f)) & silent}
         return deleted
 
-    async def _commit(self, after: Place, changes: Changes, keep: int = 0) -> bool:
-        place = await self._state.commit(self._place, after, changes, keep)
+    async def _commit(self, after: Place, changes: Changes, counted: int = 0) -> bool:
+        place = await self._state.commit(self._place, after, changes, counted)
         if place is None:
             _LOG.info("feedback: another consumer has taken over")
             return False
         self._place = place
         return True
+
+
+def _heard(outcomes: Sequence[Outcome]) -> dict[bytes, bytes]:
+    """When each version was last heard of, canaries included."""
+    newest: dict[str, int] = {}
+    for outcome in outcomes:
+        served = outcome.served
+        for version in (served.model_version, *(() if served.canary is None else (served.canary.version,))):
+            newest[version] = max(newest.get(version, 0), outcome.reported_ms)
+    return {version.encode(): str(at_ms).encode() for version, at_ms in newest.items()}
+
+
+def _versions_of(key: SumKey) -> set[bytes]:
+    """The versions that sums are of."""
+    return {key.version.encode(), *([key.detail.encode()] if key.kind is Kind.CANARY else [])}
 
 
 def _decoded(data: bytes) -> Outcome | None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from serving.core.errors import StoreUnavailable
-from serving.feedback.consumer import now_ms
 from serving.feedback.ledger import ALL_SLICES, MINUTE_MS
 from serving.feedback.sums import Kind, Sums, add, decode_sums
 from serving.store.feedback_state import MATURED, REPORTED, FeedbackState, bucket_hash
@@ -33,19 +32,21 @@ class Maturity(StrEnum):
 
 @dataclass(frozen=True)
 class Figures:
-    """`totals` since ever and `windows`, with slices added up to `ALL_SLICES`; how far the consumer is behind."""
+    """`totals` since ever and `windows`, with slices added up to `ALL_SLICES`; how long the first uncounted outcome waits."""
 
     totals: dict[Maturity, Sums] = field(default_factory=lambda: {maturity: {} for maturity in Maturity})
     windows: dict[Maturity, Sums] = field(default_factory=lambda: {maturity: {} for maturity in Maturity})
-    behind_s: float = 0.0
+    waiting_s: float = 0.0
 
 
 class FigureReader:
     """Reads the figures every `REFRESH_S` while `run` runs; `window_ms`: length of the windows."""
 
-    def __init__(self, store: RedisStore, window_ms: int, clock: Callable[[], int] = now_ms) -> None:
-        self._state, self._window, self._clock = FeedbackState(store, 0.0), window_ms // MINUTE_MS, clock
-        self.figures = Figures()
+    def __init__(self, store: RedisStore, window_ms: int, clock: Callable[[], Awaitable[int]] | None = None) -> None:
+        self._state, self._window = FeedbackState(store, 0.0), window_ms // MINUTE_MS
+        self._clock = clock or self._state.now_ms
+        self.figures: Figures | None = None
+        """None until they have been read: nobody must see a counter at 0 that is not."""
 
     async def run(self) -> None:
         """Read until cancelled; while the store is away the figures stay as they are."""
@@ -53,9 +54,9 @@ class FigureReader:
         while True:
             try:
                 self.figures, is_away = await self.read(), False
-            except (StoreUnavailable, ValueError) as error:
+            except Exception as error:
                 if not is_away:
-                    _LOG.warning("online figures: %s", error)
+                    _LOG.warning("online figures: %s", error, exc_info=not isinstance(error, StoreUnavailable))
                 is_away = True
             await asyncio.sleep(REFRESH_S)
 
@@ -63,13 +64,13 @@ class FigureReader:
         """The figures now. Raises `StoreUnavailable`, `ValueError` for a state that is not ours."""
         place = await self._state.place()
         reported, matured = map(decode_sums, await self._state.read([REPORTED, MATURED]))
-        minute = self._clock() // MINUTE_MS
+        minute = await self._clock() // MINUTE_MS
         windows = {
             Maturity.PROVISIONAL: await self._sum(minute - self._window + 1, minute + self._window),
             Maturity.MATURED: await self._sum(place.first_open - self._window, place.first_open - 1),
         }
         totals = {Maturity.PROVISIONAL: with_all_slices(reported), Maturity.MATURED: with_all_slices(matured)}
-        return Figures(totals, windows, await self._state.behind_ms(place) / 1000)
+        return Figures(totals, windows, await self._state.waiting_ms(place) / 1000)
 
     async def _sum(self, first: int, last: int) -> Sums:
         total: Sums = {}

@@ -31,7 +31,7 @@ LATE_MS = 60_000
 
 MAX_SLICES = 100
 ALL_SLICES, OTHER_SLICES = "*", "other"
-_HEAD = struct.Struct("<HHH")
+_HEAD = struct.Struct("<4I")
 
 
 class ReceiptKey(NamedTuple):
@@ -43,14 +43,18 @@ class ReceiptKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """Of one receipt: bit p of `shown`, bit p · tasks + t of `labels`; `waiting` labels lack their impression."""
+    """Of one receipt: bit p of `shown`, bit p · tasks + t of the others.
+
+    `labels` count, `waiting` ones lack their impression; `late`: those of both that were first reported late.
+    """
 
     shown: int = 0
     labels: int = 0
     waiting: int = 0
+    late: int = 0
 
     def encode(self) -> bytes:
-        """u16[3] lengths · the three numbers, little-endian."""
+        """u32[4] lengths · the four numbers, little-endian."""
         parts = [number.to_bytes((number.bit_length() + 7) // 8, "little") for number in astuple(self)]
         return _HEAD.pack(*map(len, parts)) + b"".join(parts)
 
@@ -103,7 +107,7 @@ class _Group:
     """Impressions and positives of one minute, version and slice, as they come."""
 
     impressions: list[NDArray[np.float32]] = field(default_factory=list)  # [n, tasks] each
-    positives: list[tuple[float, int, bool]] = field(default_factory=list)  # prediction, task, is late
+    positives: list[tuple[float, int, int]] = field(default_factory=list)  # prediction, task, 1 if it was late
 
 
 class Batch:
@@ -112,13 +116,11 @@ class Batch:
     Buckets before `first_open` have matured: what comes for them is too late.
     """
 
-    def __init__(
-        self, tasks: Sequence[str], window_ms: int, seen: Mapping[ReceiptKey, Seen], slices: Slices, first_open: int = 0
-    ) -> None:
-        self._tasks, self._window_ms, self._first_open = tuple(tasks), window_ms, first_open
+    def __init__(self, window_ms: int, seen: Mapping[ReceiptKey, Seen], slices: Slices, first_open: int = 0) -> None:
+        self._window_ms, self._first_open = window_ms, first_open
         self._seen, self._slices = dict(seen), slices
         self._changed: set[ReceiptKey] = set()
-        self._groups: dict[tuple[int, str, str], _Group] = {}
+        self._groups: dict[tuple[int, str, str, tuple[str, ...]], _Group] = {}
         self._canaries: dict[int, Sums] = {}
         self._counts = dict.fromkeys(COUNTS, 0)
 
@@ -128,9 +130,10 @@ class Batch:
 
     def add(self, outcome: Outcome) -> None:
         """Count what is new in one outcome."""
-        served, tasks, key = outcome.served, len(self._tasks), receipt_key(outcome)
+        served, tasks, key = outcome.served, len(outcome.served.tasks), receipt_key(outcome)
         beyond = max((*outcome.shown, *(p for p, _ in outcome.labels)), default=-1) >= len(served)
-        if served.predictions.shape[1] != tasks or beyond:
+        unknown = any(task >= tasks for _, task in outcome.labels) or len(served.tasks) != served.predictions.shape[1]
+        if beyond or unknown or not _is_finite(served):
             return self.unreadable()
         self._counts["outcomes"] += 1
         age_ms = outcome.reported_ms - served.issued_ms
@@ -139,25 +142,28 @@ class Batch:
             return None
         before = self._seen.get(key, Seen())
         shown = before.shown | _bits(outcome.shown)
-        said = before.labels | before.waiting | _bits([p * tasks + t for p, t in outcome.labels])
+        known = before.labels | before.waiting
+        said = known | _bits([p * tasks + t for p, t in outcome.labels])
         labels = said & _spread(shown, tasks)
-        after = Seen(shown, labels, said & ~labels)
+        late = before.late | (said & ~known if age_ms > LATE_MS else 0)
+        after = Seen(shown, labels, said & ~labels, late)
         if after == before:
             self._counts["repeated"] += 1
             return None
         self._seen[key] = after
         self._changed.add(key)
         self._counts["lists"] += not before.shown and bool(shown)
-        self._counts["labels"] += (after.labels | after.waiting).bit_count() - (before.labels | before.waiting).bit_count()
+        self._counts["labels"] += said.bit_count() - known.bit_count()
         self._counts["joined_labels"] += labels.bit_count() - before.labels.bit_count()
-        name = key.minute, served.model_version, self._slices.name(served.slice_value)
+        name = key.minute, served.model_version, self._slices.name(served.slice_value), served.tasks
         group = self._groups.setdefault(name, _Group())
         group.impressions.append(served.predictions[_positions(shown & ~before.shown)])
         for position, task in (divmod(bit, tasks) for bit in _positions(labels & ~before.labels)):
-            group.positives.append((float(served.predictions[position, task]), task, age_ms > LATE_MS))
+            is_late = after.late >> (position * tasks + task) & 1
+            group.positives.append((float(served.predictions[position, task]), task, is_late))
         if served.canary is not None:
             bucket = self._canaries.setdefault(key.minute, {})
-            for number, task_name in enumerate(self._tasks):
+            for number, task_name in enumerate(served.tasks):
                 sums = _paired(served, after, number, tasks) - _paired(served, before, number, tasks)
                 add(bucket, {SumKey(Kind.CANARY, task_name, served.model_version, served.canary.version): sums})
         return None
@@ -165,11 +171,11 @@ class Batch:
     def finish(self) -> Revision:
         """What all of it comes to."""
         revision = Revision({key: self._seen[key] for key in self._changed}, self._canaries)
-        for (minute, version, name), group in self._groups.items():
+        for (minute, version, name, tasks), group in self._groups.items():
             bucket = revision.buckets.setdefault(minute, {})
             rows = np.concatenate(group.impressions)
             positives = np.array(group.positives, np.float64).reshape(-1, 3)
-            for number, task in enumerate(self._tasks):
+            for number, task in enumerate(tasks):
                 own = positives[positives[:, 1] == number]
                 state = NEState.of_impressions(rows[:, number]) + NEState.of_positives(own[:, 0])
                 add(bucket, {SumKey(Kind.NE, task, version, name): np.array([*astuple(state), own[:, 2].sum()])})
@@ -178,6 +184,11 @@ class Batch:
             add(revision.reported, bucket)
         add(revision.reported, {SumKey(Kind.COUNTS): np.array(list(self._counts.values()), np.float64)})
         return revision
+
+
+def _is_finite(served: ServedList) -> bool:
+    shadow = served.predictions if served.canary is None else served.canary.predictions
+    return bool(np.isfinite(served.predictions).all() and np.isfinite(shadow).all())
 
 
 def _histograms(scores: NDArray[np.floating], positives: NDArray[np.floating]) -> Vector:
@@ -195,11 +206,11 @@ def _paired(served: ServedList, seen: Seen, task: int, tasks: int) -> Vector:
     return of_paired_ne(PairedNE.of(live, canary, labels, np.zeros(len(positions), np.int64)))
 
 
-def offline_sums(tasks: Sequence[str], lists: Sequence[tuple[ServedList, Sequence[int], Sequence[tuple[int, int]]]]) -> Sums:
+def offline_sums(lists: Sequence[tuple[ServedList, Sequence[int], Sequence[tuple[int, int]]]]) -> Sums:
     """NE sums of whole lists at once, from (served, shown positions, labels in time): the check on `Batch`."""
     sums: Sums = {}
     for served, shown, labels in lists:
-        for number, task in enumerate(tasks):
+        for number, task in enumerate(served.tasks):
             p = clipped(served.predictions[list(shown), number])
             y = np.array([(position, number) in labels for position in shown], bool)
             odds = np.log1p(-p[y]) - np.log(p[y])

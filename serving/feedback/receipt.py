@@ -1,10 +1,10 @@
 """Receipts: a signed record of what was served, kept by the caller and sent back with impressions and labels.
 
-Because the receipt carries the served predictions, no prediction log is stored and any replica can
-take the outcome. Format (little-endian)::
+Because the receipt carries the served predictions and the names of their tasks, no prediction log is stored, and any
+replica can take the outcome, of whatever model and schema. Format (little-endian)::
 
-    u8 format · u8 key id · i64 issued ms · u8 rung · u8 tasks · u16 k · u8 lengths of 4 texts
-    request id · model version · slice value · canary version      UTF-8
+    u8 format · u8 key id · i64 issued ms · u8 rung · u8 tasks · u16 k · u8 lengths of 4 texts · u16 length of the fifth
+    request id · model version · slice value · canary version · task names, a line each      UTF-8
     i64[k] item keys · f32[k · tasks] predictions · with a canary version: f32[k · tasks] its predictions
     16 bytes HMAC-SHA256 of all of the above
 """
@@ -25,7 +25,7 @@ from serving.core.errors import ReceiptRejected
 FORMAT = 2
 MAC_BYTES = 16
 MAX_TEXT = 255
-_HEAD = struct.Struct("<BBqBBHBBBB")
+_HEAD = struct.Struct("<BBqBBHBBBBH")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ShadowPredictions:
 
 @dataclass(frozen=True)
 class ServedList:
-    """What one response said: item keys int64 [k], predictions float32 [k, tasks], best first."""
+    """What one response said: item keys int64 [k], predictions float32 [k, tasks], best first. `tasks`: their names."""
 
     request_id: str
     issued_ms: int
@@ -47,6 +47,7 @@ class ServedList:
     rung: int
     item_keys: NDArray[np.int64]
     predictions: NDArray[np.float32]
+    tasks: tuple[str, ...]
     canary: ShadowPredictions | None = None
 
     def __len__(self) -> int:
@@ -73,6 +74,7 @@ class ReceiptSigner:
             _text(t)
             for t in (served.request_id, served.model_version, served.slice_value, "" if canary is None else canary.version)
         ]
+        texts.append("\n".join(served.tasks).encode())
         tasks = served.predictions.shape[1]
         head = _HEAD.pack(FORMAT, self._active, served.issued_ms, served.rung, tasks, len(served), *map(len, texts))
         numbers = [served.item_keys.astype("<i8"), served.predictions.astype("<f4")]
@@ -88,6 +90,8 @@ class ReceiptSigner:
         version, key_id = receipt[0], receipt[1]
         if version != FORMAT:
             raise _rejected("format", f"format {FORMAT}", f"format {version}")
+        if len(receipt) != _length(receipt):
+            raise _rejected("truncated", f"{_length(receipt)} bytes", f"{len(receipt)}")
         if key_id not in self._keys:
             raise _rejected("unknown_key", "a key id this server knows", f"key id {key_id}")
         body, mac = receipt[:-MAC_BYTES], receipt[-MAC_BYTES:]
@@ -106,8 +110,7 @@ class ReceiptSigner:
 def read_receipt(receipt: bytes) -> ServedList:
     """Read a receipt whose signature was verified before (the outcome stream holds verified ones)."""
     _, _, issued_ms, rung, tasks, k, *lengths = _HEAD.unpack_from(receipt)
-    matrices = 1 + bool(lengths[-1])
-    expected = _HEAD.size + sum(lengths) + k * (8 + 4 * tasks * matrices) + MAC_BYTES
+    matrices, expected = 1 + bool(lengths[3]), _length(receipt)
     if len(receipt) != expected:
         raise _rejected("truncated", f"{expected} bytes", f"{len(receipt)}")
     at, texts = _HEAD.size, []
@@ -118,7 +121,15 @@ def read_receipt(receipt: bytes) -> ServedList:
     at += 8 * k
     predictions = np.frombuffer(receipt, dtype="<f4", count=k * tasks * matrices, offset=at).reshape(matrices, k, tasks)
     canary = ShadowPredictions(texts[3], predictions[1]) if texts[3] else None
-    return ServedList(texts[0], issued_ms, texts[1], texts[2], rung, keys, predictions[0], canary)
+    return ServedList(texts[0], issued_ms, texts[1], texts[2], rung, keys, predictions[0], tuple(texts[4].split("\n")), canary)
+
+
+def _length(receipt: bytes) -> int:
+    """Bytes of a whole receipt, by its first ones."""
+    lengths: list[int]
+    _, _, _, _, tasks, k, *lengths = _HEAD.unpack_from(receipt)
+    per_item: int = 8 + 4 * tasks * (1 + bool(lengths[3]))
+    return _HEAD.size + sum(lengths) + int(k) * per_item + MAC_BYTES
 
 
 def receipt_identity(receipt: bytes) -> bytes:

@@ -53,10 +53,10 @@ class Reference:
 
 
 class OnlineNECollector(Collector):
-    """Collects what `figures` returns. `references`: by task, of the served version."""
+    """Collects what `figures` returns (None: nothing is known yet). `references`: by task, of the served version."""
 
     def __init__(
-        self, figures: Callable[[], Figures], tasks: Sequence[str], version: str, references: Mapping[str, Reference]
+        self, figures: Callable[[], Figures | None], tasks: Sequence[str], version: str, references: Mapping[str, Reference]
     ) -> None:
         self._figures, self._version, self._references = figures, version, references
         self._zeros = {SumKey(Kind.NE, task, version, ALL_SLICES): np.zeros(WIDTHS[Kind.NE]) for task in tasks}
@@ -68,6 +68,8 @@ class OnlineNECollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """All families, from one reading of the figures."""
         figures = self._figures()
+        if figures is None:
+            return
         totals = {maturity: self._zeros | sums for maturity, sums in figures.totals.items()}
         windows = {maturity: self._zeros | sums for maturity, sums in figures.windows.items()}
         yield from _counters(totals)
@@ -78,8 +80,8 @@ class OnlineNECollector(Collector):
         counts = figures.totals[Maturity.PROVISIONAL].get(SumKey(Kind.COUNTS), np.zeros(len(COUNTS)))
         for (name, text), value in zip(_COUNTS.items(), counts.tolist(), strict=True):
             yield CounterMetricFamily(f"kunlun_feedback_{name}", text, value=value)
-        text = "Time between the last outcome that is counted and the newest one in the stream."
-        yield GaugeMetricFamily("kunlun_feedback_lag_seconds", text, value=figures.behind_s)
+        text = "How long the first outcome that is not counted yet has waited."
+        yield GaugeMetricFamily("kunlun_feedback_lag_seconds", text, value=figures.waiting_s)
 
     def _drift(self, windows: Mapping[Maturity, Sums]) -> Iterable[Metric]:
         text = "Population stability index of {} against training; below 0.1 is stable, above 0.25 has shifted."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from kunlun.v1 import feedback_pb2
-from model.schema import Schema
 from serving.core.errors import InvalidField, ReceiptRejected
 from serving.feedback.outcome import check_positions, encode_outcome
 from serving.feedback.receipt import ReceiptSigner
@@ -15,8 +14,7 @@ from serving.protocol.limits import MAX_OUTCOMES, unknown
 class OutcomeMessages:
     """Converts outcomes of lists that were served with receipts of `signer`."""
 
-    def __init__(self, schema: Schema, signer: ReceiptSigner) -> None:
-        self._tasks = {task.name: number for number, task in enumerate(schema.tasks)}
+    def __init__(self, signer: ReceiptSigner) -> None:
         self._signer = signer
 
     def outcomes(self, message: feedback_pb2.ReportOutcomesRequest) -> list[bytes]:
@@ -38,9 +36,9 @@ class OutcomeMessages:
         check_positions(f"{field}.shown", outcome.shown, served)
         labels: dict[tuple[int, int], None] = {}  # a label said twice in one outcome is one label
         for at, label in enumerate(outcome.labels):
-            if label.task not in self._tasks:
-                raise unknown(f"{field}.labels[{at}].task", "a task", label.task, self._tasks)
+            if label.task not in served.tasks:
+                raise unknown(f"{field}.labels[{at}].task", "a task", label.task, served.tasks)
             if label.position >= len(served):
                 raise InvalidField(f"{field}.labels[{at}].position", f"a position below {len(served)}", str(label.position))
-            labels[label.position, self._tasks[label.task]] = None
+            labels[label.position, served.tasks.index(label.task)] = None
         return encode_outcome(outcome.receipt, outcome.shown, tuple(labels), now_ms)

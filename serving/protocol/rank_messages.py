@@ -83,6 +83,7 @@ class RankMessages:
             rung=int(result.rung),
             item_keys=request.candidates.keys[order],
             predictions=result.probabilities[:MAX_RECEIPT_ITEMS],
+            tasks=tuple(self._tasks),
         )
 
     def response(

@@ -71,7 +71,10 @@ class FeatureStore(Protocol):
         ...
 
     async def read_outcomes(self, after: str, count: int, block_ms: int) -> list[tuple[str, bytes]]:
-        """Up to `count` outcomes after stream position `after` ("0": from the start), waiting at most `block_ms`."""
+        """Up to `count` entries after stream position `after` ("0": from the start), waiting at most `block_ms`.
+
+        An entry that is no outcome is empty.
+        """
         ...
 
     async def ping(self) -> None:

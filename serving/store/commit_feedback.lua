@@ -2,14 +2,14 @@
 -- committed since it read: a consumer that was replaced, or is told twice, cannot count anything again.
 -- KEYS: lease, state, stream, minutes, then hashes to change, then keys to delete
 -- ARGV: token, lease ms, number of the commit before this one, position in the stream, first open minute,
---       entries of the stream to keep (0: leave it alone), number of hashes, per hash: number of pairs and the pairs
+--       entries of the stream that are counted by this, entries to keep once they are counted, number of hashes, per hash: number of pairs and the pairs
 --       (an empty value deletes the field), number of minutes that go, those, number of minutes that come, those
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if tonumber(redis.call('HGET', KEYS[2], 'commits') or '0') ~= tonumber(ARGV[3]) then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('HSET', KEYS[2], 'commits', ARGV[3] + 1, 'position', ARGV[4], 'first_open', ARGV[5])
-local at = 8
-local hashes = tonumber(ARGV[7])
+local at = 9
+local hashes = tonumber(ARGV[8])
 for h = 1, hashes do
   local pairs_here = tonumber(ARGV[at])
   at = at + 1
@@ -36,5 +36,13 @@ end
 for k = 5 + hashes, #KEYS do
   redis.call('UNLINK', KEYS[k])
 end
-if tonumber(ARGV[6]) > 0 then redis.call('XTRIM', KEYS[3], 'MAXLEN', '~', ARGV[6]) end
+-- The stream is cut to what waits and as many counted entries as are kept.
+if tonumber(ARGV[6]) > 0 then
+  local counted = redis.call('HINCRBY', KEYS[2], 'counted', ARGV[6])
+  local facts, added = redis.call('XINFO', 'STREAM', KEYS[3]), counted
+  for i = 1, #facts, 2 do
+    if facts[i] == 'entries-added' then added = facts[i + 1] end
+  end
+  redis.call('XTRIM', KEYS[3], 'MAXLEN', '~', math.max(0, added - counted) + tonumber(ARGV[7]))
+end
 return 1

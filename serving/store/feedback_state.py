@@ -2,7 +2,7 @@
 
 ``<prefix>:{feedback}:outcomes``         stream of reported outcomes
 ``<prefix>:{feedback}:lease``            token of the consumer that owns the rest, for a few seconds
-``<prefix>:{feedback}:state``            commits so far, position in the stream, first minute that has not matured
+``<prefix>:{feedback}:state``            commits and entries counted so far, position in the stream, first minute still open
 ``<prefix>:{feedback}:minutes``          sorted set of the minutes that have a bucket
 ``<prefix>:{feedback}:seen:<minute>``    bitmaps of the receipts issued in a minute, by identity
 ``<prefix>:{feedback}:bucket:<minute>``  sums of the lists served in a minute
@@ -21,9 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from serving.store.nodes import Command
 from serving.store.redis_store import RedisStore
-from serving.store.scripts import COMMIT_FEEDBACK, LEASE
+from serving.store.scripts import COMMIT_FEEDBACK, LEASE, STORE_TIME
 
 Hash = Mapping[bytes, bytes]
 REPORTED, MATURED, VERSIONS = "reported", "matured", "versions"
@@ -59,7 +61,7 @@ class Changes:
 
 
 class FeedbackState:
-    """The consumer's state in `store`. Every method may raise `StoreUnavailable`."""
+    """The consumer's state in `store`. Every method may raise `StoreUnavailable`, and `ValueError` for what is not ours."""
 
     def __init__(self, store: RedisStore, lease_s: float) -> None:
         self._store, self._lease_ms = store, round(lease_s * 1000)
@@ -96,22 +98,25 @@ class FeedbackState:
     async def read(self, names: Sequence[str]) -> list[dict[bytes, bytes]]:
         """Whole hashes."""
         replies = await self._execute([("HGETALL", self._key(name)) for name in names])
-        return [_pairs(reply) for reply in replies]
+        return [_pairs(name, reply) for name, reply in zip(names, replies, strict=True)]
 
     async def read_fields(self, fields: Mapping[str, Sequence[bytes]]) -> dict[str, dict[bytes, bytes]]:
         """Fields of hashes; those that are not there are left out."""
         wanted = [(name, own) for name, own in fields.items() if own]
         replies = await self._execute([("HMGET", self._key(name), *own) for name, own in wanted])
-        return {
-            name: {f: value for f, value in zip(own, reply, strict=True) if value is not None}
-            for (name, own), reply in zip(wanted, replies, strict=True)
-        }
+        found = {}
+        for (name, own), reply in zip(wanted, replies, strict=True):
+            if isinstance(reply, RedisError):
+                raise ValueError(f"feedback state: {name}: expected a hash ({reply})")
+            found[name] = {f: value for f, value in zip(own, reply, strict=True) if value is not None}
+        return found
 
-    async def commit(self, before: Place, after: Place, changes: Changes, keep: int = 0) -> Place | None:
-        """All of `changes`; None when another consumer has taken over. `keep`: entries the stream is cut to (0: it is left)."""
+    async def commit(self, before: Place, after: Place, changes: Changes, counted: int = 0) -> Place | None:
+        """All of `changes`; None when another consumer has taken over. `counted`: entries of the stream this is about."""
         keys = [self._key(name) for name in ("lease", "state", "outcomes", "minutes")]
         keys += [self._key(name) for name in (*changes.hashes, *changes.dropped)]
-        arguments: list[Any] = [self._token, self._lease_ms, before.commits, after.position, after.first_open, keep]
+        arguments: list[Any] = [self._token, self._lease_ms, before.commits, after.position, after.first_open]
+        arguments += [counted, self._store.options.outcomes_kept]
         arguments.append(len(changes.hashes))
         for fields in changes.hashes.values():
             arguments.append(len(fields))
@@ -122,18 +127,23 @@ class FeedbackState:
         (done,) = await self._store.run_script(COMMIT_FEEDBACK, [(keys, arguments)], "commit feedback")
         return replace(after, commits=before.commits + 1) if done else None
 
-    async def behind_ms(self, place: Place) -> int:
-        """Time between the last outcome that is counted and the newest."""
-        (newest,) = await self._execute([("XREVRANGE", self._key("outcomes"), "+", "-", "COUNT", 1)])
-        if not newest or (identity := newest[0][0].decode()) == place.position:
-            return 0
-        first_ms = int(place.position.partition("-")[0])
-        return max(1, int(identity.partition("-")[0]) - first_ms) if first_ms else 1
+    async def waiting_ms(self, place: Place) -> int:
+        """How long the first outcome that is not counted yet has waited; 0 when there is none."""
+        now_ms = await self.now_ms()
+        (waiting,) = await self._execute([("XRANGE", self._key("outcomes"), f"({place.position}", "+", "COUNT", 1)])
+        return max(1, now_ms - int(waiting[0][0].partition(b"-")[0])) if waiting else 0
+
+    async def now_ms(self) -> int:
+        """The store's own clock, which stamps the entries of its streams; ms since the epoch."""
+        (reply,) = await self._store.run_script(STORE_TIME, [([self._key("state")], [])], "time")
+        return int(reply[0]) * 1000 + int(reply[1]) // 1000
 
     async def _execute(self, commands: Sequence[Command]) -> list[Any]:
         return await self._store.execute(commands, "feedback") if commands else []
 
 
-def _pairs(reply: Any) -> dict[bytes, bytes]:
+def _pairs(name: str, reply: Any) -> dict[bytes, bytes]:
     """A hash, of either protocol version."""
+    if isinstance(reply, RedisError):
+        raise ValueError(f"feedback state: {name}: expected a hash ({reply})")
     return dict(reply) if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))

@@ -237,6 +237,7 @@ class ClusterNodes:
             by_node.setdefault(self._cluster.nodes_manager.get_node_from_slot(slot), []).append(number)
         again: list[int] = []
         errors: list[Exception] = []
+        fatal: list[RedisError] = []
 
         async def on(node: ClusterNode, own: Sequence[int]) -> None:
             try:
@@ -244,6 +245,9 @@ class ClusterNodes:
             except (RedisConnectionError, OSError) as error:
                 errors.append(error)
                 again.extend(own)
+                return
+            except RedisError as error:  # such as `ReplicasMissing`: it is written, so it is not sent again
+                fatal.append(error)
                 return
             for number, reply in zip(own, found, strict=True):
                 if isinstance(reply, AskError):  # the slot is on its way: this key is there already
@@ -256,8 +260,8 @@ class ClusterNodes:
         async with asyncio.TaskGroup() as tasks:
             for node, own in by_node.items():
                 tasks.create_task(on(node, own))
-        if errors and last_try:
-            raise errors[0]
+        if fatal or (errors and last_try):
+            raise (fatal or errors)[0]
         return again
 
     async def _asking(self, error: AskError, command: Command, replicas: int) -> Any:

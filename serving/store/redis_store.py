@@ -59,7 +59,7 @@ class RedisOptions:
     `replicas`: copies that must have an event or outcome before it is acknowledged (0: the primary alone).
 
     `outcomes_kept`: outcomes that stay in their stream once they are counted, for the training log; with as many more that are
-    not counted yet, further ones are refused.
+    not counted yet, further ones are refused. `outcomes_counted`: whether there is a feedback consumer; if not, the oldest go.
 
     With `max_connections` in use further calls wait for one, inside their own time limit.
     """
@@ -68,6 +68,7 @@ class RedisOptions:
     history_ttl_s: int = 0
     timeout_s: float = 2.0
     outcomes_kept: int = 1_000_000
+    outcomes_counted: bool = True
     max_served: int = 1_000_000
     max_connections: int = 64
     replicas: int = 0
@@ -174,14 +175,15 @@ class RedisStore:
 
     async def append_outcomes(self, outcomes: Sequence[bytes]) -> None:
         """See `FeatureStore`."""
-        call = ([self.keys.outcomes], [2 * self.options.outcomes_kept, *outcomes])
+        kept = self.options.outcomes_kept
+        call = ([self.keys.outcomes], [2 * kept, 0 if self.options.outcomes_counted else kept, *outcomes])
         await self._guard(self._run(APPEND_OUTCOMES, [call], "append outcomes"), self.options.timeout_s, "append outcomes")
 
     async def read_outcomes(self, after: str, count: int, block_ms: int) -> list[tuple[str, bytes]]:
         """See `FeatureStore`."""
         command = ("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", self.keys.outcomes, after)
         (reply,) = await self._write([command], self.options.timeout_s + block_ms / 1000, "read outcomes")
-        return [(identity, fields[b"o"]) for identity, fields in stream_entries(reply) if b"o" in fields]
+        return [(identity, fields.get(b"o", b"")) for identity, fields in stream_entries(reply)]
 
     async def append_served(self, entries: Sequence[tuple[str, bytes]]) -> None:
         """Append (user id, entry) pairs to the served log (field `s`), and note where they are, for `delete_user`."""

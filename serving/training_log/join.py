@@ -203,6 +203,8 @@ class TrainingLog:
         for position in outcome.shown:
             reported.shown |= 1 << position
         for position, task in outcome.labels:
+            if task >= len(self._tasks):
+                continue  # of a list of another schema, which is left out
             reported.labels[task] = reported.labels.get(task, 0) | 1 << position
 
     def add_entry(self, data: bytes) -> None:

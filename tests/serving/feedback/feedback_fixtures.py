@@ -24,7 +24,7 @@ def served(
     rng = np.random.default_rng(seed)
     predictions = rng.uniform(0.01, 0.99, (k, 2)).astype(np.float32)
     shadow = ShadowPredictions("v9", rng.uniform(0.01, 0.99, (k, 2)).astype(np.float32)) if canary else None
-    return ServedList(request_id, issued_ms, version, "home", 1, rng.integers(-(2**60), 2**60, k), predictions, shadow)
+    return ServedList(request_id, issued_ms, version, "home", 1, rng.integers(-(2**60), 2**60, k), predictions, TASKS, shadow)
 
 
 @st.composite

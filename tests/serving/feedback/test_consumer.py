@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -42,12 +43,19 @@ def on(url: str, scenario: Scenario, **options: int) -> None:
     asyncio.run(main())
 
 
+def clock_at(at_ms: int) -> Callable[[], Awaitable[int]]:
+    async def clock() -> int:
+        return at_ms
+
+    return clock
+
+
 def consumes(store: RedisStore, at_ms: int = ISSUED_MS, lease_s: float = 0.3) -> FeedbackConsumer:
-    return FeedbackConsumer(store, TASKS, HOUR_MS, HOUR_MS, lease_s=lease_s, clock=lambda: at_ms)
+    return FeedbackConsumer(store, HOUR_MS, HOUR_MS, lease_s=lease_s, clock=clock_at(at_ms))
 
 
 async def figures(store: RedisStore, at_ms: int = ISSUED_MS) -> dict[Maturity, Sums]:
-    return (await FigureReader(store, HOUR_MS, lambda: at_ms).read()).totals
+    return (await FigureReader(store, HOUR_MS, clock_at(at_ms)).read()).totals
 
 
 async def counted(store: RedisStore) -> dict[str, float]:
@@ -104,7 +112,7 @@ def test_consumers_that_die_and_take_over_count_everything_once(
         await is_counted(store, len(reports))
         await stopped(*running)
         found = (await figures(store, now_ms()))[Maturity.PROVISIONAL]
-        for key, vector in offline_sums(TASKS, lists).items():
+        for key, vector in offline_sums(lists).items():
             assert list(vars(ne_state(found[key])).values()) == pytest.approx(list(vars(ne_state(vector)).values()), rel=1e-9)
         assert (await counted(store))["outcomes"] == len(reports)
         assert (await counted(store))["labels"] == sum(len(labels) for _, _, labels in lists)
@@ -170,7 +178,7 @@ def test_minutes_mature_after_the_window_and_go_after_a_while() -> None:
         totals = await after(end_ms)
         assert ne_state(totals[Maturity.MATURED][TOTAL]) == ne_state(totals[Maturity.PROVISIONAL][TOTAL])
         assert ne_state(totals[Maturity.MATURED][TOTAL]).examples == 2
-        windows = (await FigureReader(store, HOUR_MS, lambda: end_ms).read()).windows
+        windows = (await FigureReader(store, HOUR_MS, clock_at(end_ms)).read()).windows
         assert ne_state(windows[Maturity.MATURED][TOTAL]).examples == 2
         assert TOTAL not in windows[Maturity.PROVISIONAL], "served more than an hour ago"
         (bitmaps,) = await FeedbackState(store, 1.0).read([f"seen:{ISSUED_MS // MINUTE_MS}"])
@@ -194,7 +202,7 @@ def test_a_canary_is_judged_on_matured_lists() -> None:
     for number in range(400):
         p = rng.beta(2, 8, (10, 2)).astype(np.float32)
         worse = np.clip(p * np.exp(rng.normal(0, 0.6, p.shape)), 1e-4, 0.99).astype(np.float32)
-        one = ServedList(f"r{number}", start_ms, "v1", "home", 1, np.arange(10), p, ShadowPredictions("v2", worse))
+        one = ServedList(f"r{number}", start_ms, "v1", "home", 1, np.arange(10), p, TASKS, ShadowPredictions("v2", worse))
         clicks = rng.random(10) < p[:, 0]
         receipt = SIGNER.sign(one)
         reports.append(encode_outcome(receipt, range(10), [], start_ms))
@@ -225,7 +233,7 @@ def test_nothing_that_was_acknowledged_is_dropped_to_make_room(monkeypatch: pyte
     async def scenario(store: RedisStore) -> None:
         report = encode_outcome(SIGNER.sign(served()), [0], [], ISSUED_MS)
         await store.append_outcomes([report] * 600)
-        with pytest.raises(StoreUnavailable, match="BACKLOG 600 outcomes are kept or wait for the feedback consumer"):
+        with pytest.raises(StoreUnavailable, match="BACKLOG 600 outcomes are kept or wait: is there a feedback consumer"):
             await store.append_outcomes([report])
         task = asyncio.create_task(consumes(store).run())
         await is_counted(store, 600)
@@ -240,6 +248,110 @@ def test_nothing_that_was_acknowledged_is_dropped_to_make_room(monkeypatch: pyte
 
     with embedded() as url:
         on(url, scenario, outcomes_kept=300)
+
+
+def test_a_busy_stream_is_cut_while_it_is_read_and_what_waits_stays() -> None:
+    async def scenario(store: RedisStore) -> None:
+        report = encode_outcome(SIGNER.sign(served(issued_ms=now_ms())), [0], [], now_ms())
+        await store.append_outcomes([report] * 1000)
+        state = FeedbackState(store, 5.0)
+        assert await state.acquire()
+        entries = await store.read_outcomes("0", 700, 10)
+        assert await state.commit(Place(), Place(0, entries[-1][0]), Changes(), 700) is not None
+        (left,) = await store.execute([("XLEN", store.keys.outcomes)], "test")
+        assert 300 + 500 <= left < 1000, "300 wait, 500 are kept, and a block at most beside them"
+        waiting = await store.read_outcomes(entries[-1][0], 1000, 10)
+        assert len(waiting) == 300
+
+    with embedded() as url:
+        on(url, scenario, outcomes_kept=500)
+
+
+def test_when_nobody_counts_the_oldest_make_room() -> None:
+    async def scenario(store: RedisStore) -> None:
+        report = encode_outcome(SIGNER.sign(served()), [0], [], ISSUED_MS)
+        for _ in range(20):
+            await store.append_outcomes([report] * 100)
+        (left,) = await store.execute([("XLEN", store.keys.outcomes)], "test")
+        assert 300 <= left < 700
+
+    with embedded() as url:
+        on(url, scenario, outcomes_kept=300, outcomes_counted=False)
+
+
+def test_a_machine_with_a_wrong_clock_matures_nothing_too_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(store: RedisStore) -> None:
+        monkeypatch.setattr(time, "time_ns", lambda: (now_ms() + 86_400_000) * 1_000_000)
+        consumer = FeedbackConsumer(store, HOUR_MS, HOUR_MS, lease_s=0.3)
+        task = asyncio.create_task(consumer.run())
+        await until(lambda: consumer._place.first_open > 0)
+        monkeypatch.undo()
+        await store.append_outcomes([encode_outcome(SIGNER.sign(served(issued_ms=now_ms())), [0], [], now_ms())])
+        await is_counted(store, 1)
+        assert (await counted(store))["expired"] == 0
+        await stopped(task)
+
+    def now_ms(read: Callable[[], int] = time.time_ns) -> int:
+        return read() // 1_000_000
+
+    with embedded() as url:
+        on(url, scenario)
+
+
+def test_errors_of_any_kind_are_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(store: RedisStore) -> None:
+        await store.append_outcomes([encode_outcome(SIGNER.sign(served()), [0], [], ISSUED_MS)])
+        await store.execute([("SET", store.keys.feedback + "reported", "not a hash")], "test")
+        reader = FigureReader(store, HOUR_MS, clock_at(ISSUED_MS))
+        monkeypatch.setattr("serving.feedback.figures.REFRESH_S", 0.01)
+        tasks = [asyncio.create_task(consumes(store).run()), asyncio.create_task(reader.run())]
+        await asyncio.sleep(0.3)
+        assert not any(task.done() for task in tasks)
+        assert reader.figures is None, "what is not known is not exported"
+        await store.execute([("UNLINK", store.keys.feedback + "reported")], "test")
+        await is_counted(store, 1)
+        while reader.figures is None:
+            await asyncio.sleep(0.01)
+        await stopped(*tasks)
+
+    with embedded() as url:
+        on(url, scenario)
+
+
+def test_foreign_entries_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_module, "BATCH", 5)
+
+    async def scenario(store: RedisStore) -> None:
+        await store.execute([("XADD", store.keys.outcomes, "*", "x", "y")] * 12, "test")
+        await store.append_outcomes([encode_outcome(SIGNER.sign(served()), [0], [], ISSUED_MS)])
+        task = asyncio.create_task(consumes(store).run())
+        await is_counted(store, 1)
+        assert (await counted(store))["unreadable"] == 12
+        await stopped(task)
+
+    with embedded() as url:
+        on(url, scenario)
+
+
+def test_how_long_outcomes_wait_is_known_without_any_consumer() -> None:
+    async def scenario(store: RedisStore) -> None:
+        state = FeedbackState(store, 1.0)
+        assert await state.waiting_ms(await state.place()) == 0
+        await store.append_outcomes([encode_outcome(SIGNER.sign(served()), [0], [], ISSUED_MS)])
+        await asyncio.sleep(0.05)
+        assert await state.waiting_ms(await state.place()) >= 50
+
+    with embedded() as url:
+        on(url, scenario)
+
+
+def test_missing_replicas_of_a_cluster_are_an_error_of_the_store(tmp_path: Path) -> None:
+    async def scenario(store: RedisStore) -> None:
+        with pytest.raises(StoreUnavailable, match="written, but 0 of 1 replicas had it"):
+            await store.append_outcomes([encode_outcome(SIGNER.sign(served()), [0], [], ISSUED_MS)])
+
+    with cluster(tmp_path) as url:
+        on(url, scenario, replicas=1)
 
 
 def test_entries_that_are_no_outcomes_and_a_store_that_restarts_are_survived(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from model.metrics.paired_ne import PairedNE
 from model.metrics.score_histogram import BINS, score_histogram
 from serving.feedback.ledger import Batch, ReceiptKey, Seen, Slices, offline_sums
 from serving.feedback.outcome import decode_outcome, encode_outcome
-from serving.feedback.receipt import ServedList
+from serving.feedback.receipt import ServedList, ShadowPredictions
 from serving.feedback.sums import COUNTS, Kind, SumKey, Sums, add, late_positives, ne_state, paired_ne
 
 HOUR_MS = 3_600_000
@@ -24,15 +24,15 @@ HOME = SumKey(Kind.NE, "click", "v1", "home")
 class Book:
     """Feeds batches and keeps what a store would: bitmaps and sums."""
 
-    def __init__(self, tasks: Sequence[str] = TASKS) -> None:
-        self.tasks, self.slices = tasks, Slices(set())
+    def __init__(self) -> None:
+        self.slices = Slices(set())
         self.seen: dict[ReceiptKey, Seen] = {}
         self.buckets: dict[int, Sums] = {}
         self.reported: Sums = {}
 
     def feed(self, *reports: bytes, first_open: int = 0) -> None:
         stored = {key: Seen.decode(seen.encode()) for key, seen in self.seen.items()}
-        batch = Batch(self.tasks, HOUR_MS, stored, self.slices, first_open)
+        batch = Batch(HOUR_MS, stored, self.slices, first_open)
         for report in reports:
             batch.add(decode_outcome(report))
         revision = batch.finish()
@@ -67,7 +67,7 @@ def test_sums_equal_offline_however_reports_are_split_repeated_and_shuffled(
         size = data.draw(st.integers(1, len(reports)))
         book.feed(*reports[:size])
         reports = reports[size:]
-    wanted = {key: vector for key, vector in offline_sums(TASKS, lists).items() if vector.any()}
+    wanted = {key: vector for key, vector in offline_sums(lists).items() if vector.any()}
     check_equal(of_kind(book.reported, Kind.NE), wanted)
     by_minute: Sums = {}
     for bucket in book.buckets.values():
@@ -122,21 +122,47 @@ def test_what_comes_after_the_window_does_not_count() -> None:
     assert ne_state(book.reported[HOME]).examples == 1
 
 
-def test_a_list_of_other_tasks_and_a_position_that_was_not_served_are_unreadable() -> None:
-    book = Book(("click",))
-    book.feed(encode_outcome(SIGNER.sign(served()), [0], [], ISSUED_MS))
-    assert book.counts["unreadable"] == 1
-    book = Book()
-    book.feed(encode_outcome(SIGNER.sign(served()), [0, 4], [], ISSUED_MS))
-    book.feed(encode_outcome(SIGNER.sign(served()), [], [(4, 0)], ISSUED_MS))
-    assert (book.counts["unreadable"], book.counts["outcomes"]) == (2, 0)
+def test_what_cannot_be_of_its_receipt_is_unreadable() -> None:
+    book, one = Book(), served()
+    endless = replace(one, predictions=np.full((4, 2), np.nan, np.float32))
+    shadow = replace(one, canary=ShadowPredictions("v2", np.full((4, 2), np.inf, np.float32)))
+    for broken in (endless, shadow, replace(one, tasks=("click",))):
+        book.feed(encode_outcome(SIGNER.sign(broken), [0], [], ISSUED_MS))
+    book.feed(encode_outcome(SIGNER.sign(one), [0, 4], [], ISSUED_MS))
+    book.feed(encode_outcome(SIGNER.sign(one), [], [(4, 0)], ISSUED_MS))
+    book.feed(encode_outcome(SIGNER.sign(one), [], [(0, 2)], ISSUED_MS))
+    assert (book.counts["unreadable"], book.counts["outcomes"]) == (6, 0)
+
+
+def test_lists_count_for_the_tasks_they_were_served_for() -> None:
+    book, one = Book(), served()
+    book.feed(encode_outcome(SIGNER.sign(one), [0, 1], [(0, 0)], ISSUED_MS))
+    other = replace(one, request_id="r2", tasks=("like", "click"))
+    book.feed(encode_outcome(SIGNER.sign(other), [0, 1], [(0, 0)], ISSUED_MS))
+    single = replace(one, request_id="r3", predictions=one.predictions[:, :1], tasks=("buy",))
+    book.feed(encode_outcome(SIGNER.sign(single), [0], [(0, 0)], ISSUED_MS))
+    assert ne_state(book.reported[HOME]).positives == 1
+    assert ne_state(book.reported[HOME._replace(task="like")]).positives == 1
+    assert ne_state(book.reported[HOME._replace(task="buy")]).examples == 1
+
+
+@pytest.mark.parametrize("label_first", [True, False])
+@pytest.mark.parametrize("label_s", [1, 61])
+@pytest.mark.parametrize("shown_s", [1, 61])
+def test_a_label_is_late_by_its_own_report(label_first: bool, label_s: int, shown_s: int) -> None:
+    book, receipt = Book(), SIGNER.sign(served())
+    shown = encode_outcome(receipt, [0], [], ISSUED_MS + 1000 * shown_s)
+    label = encode_outcome(receipt, [], [(0, 0)], ISSUED_MS + 1000 * label_s)
+    for report in (label, shown) if label_first else (shown, label):
+        book.feed(report)
+    assert late_positives(book.reported[HOME]) == (label_s > 60)
 
 
 def test_callers_cannot_grow_the_number_of_slices() -> None:
-    book = Book(("click",))
+    book = Book()
 
     def report(name: str) -> bytes:
-        one = ServedList(f"r{name}", ISSUED_MS, "v1", name, 1, np.arange(1), np.full((1, 1), 0.5, np.float32))
+        one = ServedList(f"r{name}", ISSUED_MS, "v1", name, 1, np.arange(1), np.full((1, 1), 0.5, np.float32), ("click",))
         return encode_outcome(SIGNER.sign(one), [0], [], ISSUED_MS)
 
     book.feed(*(report(f"s{number}") for number in range(80)))
@@ -147,6 +173,6 @@ def test_callers_cannot_grow_the_number_of_slices() -> None:
     assert sum(ne_state(vector).examples for vector in states.values()) == 152
 
 
-@given(st.builds(Seen, st.integers(0, 2**300), st.integers(0, 2**300), st.integers(0, 2**20)))
+@given(st.builds(Seen, st.integers(0, 2**300), st.integers(0, 2**300), st.integers(0, 2**20), st.integers(0, 2**70)))
 def test_bitmaps_survive_the_store(seen: Seen) -> None:
     assert Seen.decode(seen.encode()) == seen

@@ -19,6 +19,7 @@ def test_a_receipt_carries_exactly_what_was_served() -> None:
     assert (opened.request_id, opened.model_version, opened.slice_value, opened.rung) == ("r", "v1", "home", 1)
     assert opened.item_keys.tolist() == original.item_keys.tolist()
     assert np.array_equal(opened.predictions, original.predictions)
+    assert opened.tasks == original.tasks == ("click", "like")
 
 
 def test_a_receipt_carries_what_a_canary_would_have_said() -> None:
@@ -38,8 +39,9 @@ def test_every_changed_byte_and_every_length_is_refused() -> None:
         with pytest.raises(ReceiptRejected):
             SIGNER.open(changed, 1_000_000)
     for length in range(len(receipt)):
-        with pytest.raises(ReceiptRejected):
+        with pytest.raises(ReceiptRejected) as caught:
             SIGNER.open(receipt[:length], 1_000_000)
+        assert caught.value.reason == "truncated"
 
 
 def test_refusals_say_why() -> None:

@@ -36,10 +36,10 @@ def test_sums_and_gauges_are_those_of_the_figures(rng: np.random.Generator) -> N
     lists = []
     for n in range(30):
         p = rng.uniform(0.02, 0.9, (6, 2)).astype(np.float32)
-        served = ServedList(f"r{n}", 1000, "7", "home" if n % 3 else "cart", 1, np.arange(6), p)
+        served = ServedList(f"r{n}", 1000, "7", "home" if n % 3 else "cart", 1, np.arange(6), p, TASKS)
         shown = sorted(rng.choice(6, 4, replace=False).tolist())
         lists.append((served, shown, [(at, task) for at in shown for task in (0, 1) if rng.random() < p[at, task]]))
-    sums = with_all_slices(offline_sums(TASKS, lists))
+    sums = with_all_slices(offline_sums(lists))
     figures = Figures({Maturity.PROVISIONAL: sums, Maturity.MATURED: {}}, {Maturity.PROVISIONAL: sums, Maturity.MATURED: {}})
     samples = samples_of(figures)
     assert {key.detail for key in sums} == {"home", "cart", "*"}
@@ -51,6 +51,12 @@ def test_sums_and_gauges_are_those_of_the_figures(rng: np.random.Generator) -> N
         assert samples[name("kunlun_online_calibration", *labels)] == pytest.approx(state.calibration)
     assert samples[name("kunlun_online_examples_total", "click", "7", "*", "matured")] == 0, "exists before traffic"
     assert math.isnan(samples[name("kunlun_online_ne", "click", "7", "*", "matured")])
+
+
+def test_nothing_is_exported_before_anything_is_known() -> None:
+    registry = CollectorRegistry()
+    registry.register(OnlineNECollector(lambda: None, TASKS, "7", {}))
+    assert generate_latest(registry) == b""
 
 
 def test_auc_and_drift_against_training(rng: np.random.Generator) -> None:

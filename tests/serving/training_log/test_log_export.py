@@ -175,8 +175,9 @@ def test_what_was_served_is_the_log_it_came_from(
                 )
                 result = await ranker.rank(request)
                 keys = request.candidates.keys[result.order]
+                tasks = tuple(task.name for task in schema.tasks)
                 served = ServedList(
-                    request.request_id, now + 3, result.version, "", int(result.rung), keys, result.probabilities
+                    request.request_id, now + 3, result.version, "", int(result.rung), keys, result.probabilities, tasks
                 )
                 receipt = SIGNER.sign(served)
                 served_log.add(served, receipt, request, result)
@@ -229,7 +230,8 @@ class Export:
         items = missing_records(feature_dtype(self.schema.item_features), 3)
         context = missing_records(feature_dtype(self.schema.context), 1)
         at_ms = changes.pop("at_ms", START + number)
-        receipt = SIGNER.sign(ServedList(base.request_id, at_ms, "7", "", 1, base.item_keys, np.full((3, 2), 0.5, np.float32)))
+        scores = np.full((3, 2), 0.5, np.float32)
+        receipt = SIGNER.sign(ServedList(base.request_id, at_ms, "7", "", 1, base.item_keys, scores, ("click", "like")))
         base = replace(
             base, identity=receipt[-16:], user=plain, items=items, context=context, issued_ms=at_ms, received_ms=at_ms
         )

@@ -157,7 +157,7 @@ def answered(number: int, *, is_intact: bool = True, k: int = 3) -> tuple[Served
     result = RankResult(
         *("m", "7", order, probabilities, values, Rung.FULL, "", 0, 2, True, 0, False, StageTimes(), features),
     )
-    served = ServedList(request.request_id, 1_001, "7", "", 1, block.keys[order], probabilities)
+    served = ServedList(request.request_id, 1_001, "7", "", 1, block.keys[order], probabilities, ("click", "like"))
     return served, SIGNER.sign(served), request, result
 
 

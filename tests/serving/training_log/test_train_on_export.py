@@ -51,7 +51,7 @@ def served_again(log: RequestLog, requests: Sequence[int]) -> TrainingLog:
         row, user = log.shown(number), int(log.user_index[number])
         items, at_ms = log.item_index[row], int(log.time_ms[number])
         predictions = np.full((len(items), 1), 0.5, np.float32)
-        served = ServedList(log.request_ids[number], at_ms, "1", "", 1, log.item_keys[items], predictions)
+        served = ServedList(log.request_ids[number], at_ms, "1", "", 1, log.item_keys[items], predictions, ("click",))
         receipt = SIGNER.sign(served)
         entry = ServedEntry(
             *(receipt[-16:], served.request_id, log.user_ids[user], "1", at_ms, at_ms, 1, True),
