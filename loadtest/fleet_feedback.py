@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from loadtest.store_process import store_process
 from model.metrics.normalized_entropy import NEState
 
 BATCH = 20
+KILL_AFTER_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,7 @@ def replayed_fleet(
             if events[number]:
                 rng.choice(clients).record_events(events[number])
         reports = shuffled(reports, rng)
-        half = len(reports) // 2
-        report_to_any(clients, reports[:half], rng)
-        victim = consumer_of(servers)
-        victim.kill()
-        others = [at for at, server in enumerate(servers) if server is not victim]
-        report_to_any([clients[at] for at in others], reports[half:], rng)
-        survivors = [servers[at] for at in others]
+        survivors = report_and_kill(servers, clients, reports, rng)
         wait_until_counted(survivors, len(reports))
         yield ReplayedFleet(requests, offline, survivors, impressions, len(reports), rules)
 
@@ -130,6 +126,21 @@ def report_to_any(clients: Sequence[Client], reports: Sequence[Outcome], rng: ra
     """In batches, each to some replica."""
     for start in range(0, len(reports), BATCH):
         rng.choice(clients).report_outcomes(reports[start : start + BATCH])
+
+
+def report_and_kill(
+    servers: Sequence[RunningServer], clients: Sequence[Client], reports: Sequence[Outcome], rng: random.Random
+) -> list[RunningServer]:
+    """Report everything, and kill the consumer while the second half is under way to the others, which are returned."""
+    half, victim = len(reports) // 2, consumer_of(servers)
+    report_to_any(clients, reports[:half], rng)
+    others = [at for at, server in enumerate(servers) if server is not victim]
+    rest = Thread(target=report_to_any, args=([clients[at] for at in others], reports[half:], rng))
+    rest.start()
+    time.sleep(KILL_AFTER_S)
+    victim.kill()
+    rest.join()
+    return [servers[at] for at in others]
 
 
 def consumer_of(servers: Iterable[RunningServer], limit_s: float = 20.0) -> RunningServer:

@@ -7,15 +7,17 @@ changed in the store. Cost: what is exported is held in memory, the rest is not.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from model.config import ConfigError
 from model.data.canonical import check_output, write_log
 from model.schema import Schema
+from serving.store.keys import served_key
 from serving.store.redis_store import RedisStore
 from serving.training_log.join import REASON_TEXT, ExportOptions, ExportReport, TrainingLog
+from serving.training_log.served_log import ServedEntry
 
 OUTCOME_FIELD, SERVED_FIELD = b"o", b"s"
 OUTCOMES_PER_PAGE, ENTRIES_PER_PAGE = 2_000, 200
@@ -38,16 +40,18 @@ async def export_log(
         options, forgotten=await store.forgotten_users(), outcomes_from_ms=await _trimmed_before(store, outcomes, lengths[0])
     )
     log = TrainingLog(schema, options)
-    for key, field, count, add in (
-        (outcomes, OUTCOME_FIELD, OUTCOMES_PER_PAGE, log.add_outcome),
-        (served, SERVED_FIELD, ENTRIES_PER_PAGE, log.add_entry),
-    ):
-        async for page in _pages(store, key, count):
-            for fields in page:
-                if field in fields:
-                    add(fields[field])
-            done += len(page)
-            progress(min(done, total), total)
+    async for page in _pages(store, outcomes, OUTCOMES_PER_PAGE, OUTCOME_FIELD):
+        for _, data in page:
+            log.add_outcome(data)
+        done += len(page)
+        progress(min(done, total), total)
+    async for page in _pages(store, served, ENTRIES_PER_PAGE, SERVED_FIELD):
+        entries = [(identity, entry) for identity, data in page if (entry := log.read_entry(data)) is not None]
+        notes = await _notes(store, entries)
+        for (_, entry), note in zip(entries, notes, strict=True):
+            log.add(entry, is_noted=note is not None)
+        done += len(page)
+        progress(min(done, total), total)
     tables, report = log.tables(), log.report
     if not tables:
         reasons = "; ".join(f"{count:,}: {REASON_TEXT[reason]}" for reason, count in report.left_out.items())
@@ -82,14 +86,21 @@ def _info(report: ExportReport, options: ExportOptions) -> dict[str, Any]:
     }
 
 
-async def _pages(store: RedisStore, key: str, count: int) -> AsyncIterator[list[dict[bytes, bytes]]]:
-    """The fields of a stream's entries, oldest first, up to `count` at a time."""
+async def _notes(store: RedisStore, entries: Sequence[tuple[bytes, ServedEntry]]) -> list[Any]:
+    """What each entry's user has noted of it; None for one that was written without a note, or whose user was deleted."""
+    commands = [("ZSCORE", served_key(store.keys.tag(entry.user_id)), identity) for identity, entry in entries]
+    return await store.execute(commands, "read the served log") if commands else []
+
+
+async def _pages(store: RedisStore, key: str, count: int, field: bytes) -> AsyncIterator[list[tuple[bytes, bytes]]]:
+    """Ids of a stream's entries and what their `field` holds, oldest first, up to `count` at a time."""
     start = "-"
     while True:
         (page,) = await store.execute([("XRANGE", key, start, "+", "COUNT", count)], "read the served log")
         if not page:
             return
-        yield [dict(zip(fields[::2], fields[1::2], strict=True)) for _, fields in page]
+        found = ((identity, dict(zip(fields[::2], fields[1::2], strict=True))) for identity, fields in page)
+        yield [(identity, fields.get(field, b"")) for identity, fields in found]
         start = f"({page[-1][0].decode()}"
 
 

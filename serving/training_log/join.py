@@ -207,19 +207,21 @@ class TrainingLog:
                 continue  # of a list of another schema, which is left out
             reported.labels[task] = reported.labels.get(task, 0) | 1 << position
 
-    def add_entry(self, data: bytes) -> None:
-        """One entry of the served log."""
+    def read_entry(self, data: bytes) -> ServedEntry | None:
+        """An entry of the served log that is wanted, to be given to `add`; what cannot be read is counted."""
         try:
             entry = self._format.decode(data)
         except OtherLayout:
             self._leave_out(Reason.OTHER_SCHEMA)
-            return
+            return None
         except ValueError:
             self._leave_out(Reason.UNDECODABLE)
-            return
-        if not self._options.covers(entry.received_ms):
-            return
-        if (reason := self._objection(entry)) is not None:
+            return None
+        return entry if self._options.covers(entry.received_ms) else None
+
+    def add(self, entry: ServedEntry, *, is_noted: bool = True) -> None:
+        """One list. `is_noted`: under its user's own keys, which a deletion of the user takes away."""
+        if (reason := self._objection(entry, is_noted)) is not None:
             self._leave_out(reason)
             return
         self.report.served += 1
@@ -251,13 +253,13 @@ class TrainingLog:
         self.report.served += 1
         self.report.left_out[reason] += 1
 
-    def _objection(self, entry: ServedEntry) -> str | None:
+    def _objection(self, entry: ServedEntry, is_noted: bool) -> str | None:
         """Why a list is not exported, as far as it follows from the list and its outcomes alone."""
         options = self._options
         if entry.identity in self._met:
             return Reason.REPEATED
         self._met.add(entry.identity)
-        if user_hash(entry.user_id) in options.forgotten:
+        if not is_noted or user_hash(entry.user_id) in options.forgotten:
             return Reason.FORGOTTEN
         if entry.issued_ms < options.outcomes_from_ms:
             return Reason.OUTCOMES_TRIMMED

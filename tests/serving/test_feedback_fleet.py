@@ -21,7 +21,6 @@ from loadtest.fleet_feedback import (
     consumer_of,
     in_pieces,
     metrics_of,
-    report_to_any,
     shuffled,
     wait_until_counted,
     wait_until_scraped,
@@ -76,14 +75,8 @@ def test_a_fleet_counts_once_what_comes_in_any_order_while_its_consumer_is_kille
                 offline[task] += NEState.of(scores, clicked)
             reports += in_pieces(Outcome(reply.receipt, shown, labels))
         reports = shuffled(reports, order)
-        report_to_any(clients, reports[: len(reports) // 2], order)
-        victim = consumer_of(servers)
-        victim.kill()
-        others = [at for at, server in enumerate(servers) if server is not victim]
-        report_to_any([clients[at] for at in others], reports[len(reports) // 2 :], order)
-        survivors = [servers[at] for at in others]
+        survivors = report_and_kill(servers, clients, reports, order)
         wait_until_counted(survivors, len(reports))
-        consumer_of(survivors)
         for server in survivors:
             samples = metrics_of(server)
             for task in TASKS:

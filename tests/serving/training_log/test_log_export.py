@@ -33,6 +33,7 @@ from serving.core.types import CandidateBlock, RankRequest
 from serving.engines.open import open_engine
 from serving.feedback.outcome import encode_outcome
 from serving.feedback.receipt import ReceiptSigner, ServedList
+from serving.store.keys import served_key
 from serving.store.load import load_events, load_items, load_users
 from serving.store.open import EMBEDDED, open_store
 from serving.store.redis_store import RedisOptions, RedisStore
@@ -282,6 +283,8 @@ def test_every_list_that_is_left_out_has_its_reason(schema: Schema, tmp_path: Pa
         await export.serve(9, user_id="bob")
         await store.delete_user("bob")
         await export.serve(10, user_id="bob")
+        await export.serve(11, user_id="eve")
+        await store.execute([("UNLINK", served_key(store.keys.tag("eve")))], "test")  # a write that was cut in half
         report, log = await export.run(since_ms=START, until_ms=now)
         assert dict(report.left_out) == {
             Reason.NO_IMPRESSIONS: 1,
@@ -290,9 +293,9 @@ def test_every_list_that_is_left_out_has_its_reason(schema: Schema, tmp_path: Pa
             Reason.OTHER_SCHEMA: 1,
             Reason.UNDECODABLE: 1,
             Reason.REPEATED: 1,
-            Reason.FORGOTTEN: 1,
+            Reason.FORGOTTEN: 2,
         }
-        assert (report.served, report.with_impressions, report.exported) == (9, 2, 2)
+        assert (report.served, report.with_impressions, report.exported) == (10, 2, 2)
         assert report.undecodable_outcomes == 1
         assert log.request_ids == ["r1", "r5"]
         assert log.positions.tolist() == [0, 1, 0, 1]

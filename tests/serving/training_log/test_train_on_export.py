@@ -62,7 +62,9 @@ def served_again(log: RequestLog, requests: Sequence[int]) -> TrainingLog:
         labels = [(int(place), 0) for place in np.flatnonzero(log.labels[row, 0])]
         training_log.add_outcome(encode_outcome(receipt, list(range(len(items))), labels, at_ms))
     for at in np.random.default_rng(0).permutation(len(entries)):
-        training_log.add_entry(entries[at])
+        entry = training_log.read_entry(entries[at])
+        assert entry is not None
+        training_log.add(entry)
     return training_log
 
 
