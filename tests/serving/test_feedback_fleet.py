@@ -21,6 +21,7 @@ from loadtest.fleet_feedback import (
     consumer_of,
     in_pieces,
     metrics_of,
+    report_and_kill,
     shuffled,
     wait_until_counted,
     wait_until_scraped,
