@@ -17,7 +17,7 @@ from serving.config import ServerConfig, artifact_path
 from serving.feedback.consumer import FeedbackConsumer
 from serving.feedback.figures import FigureReader
 from serving.lifecycle import in_background, serve_metrics, stopped_by_signals
-from serving.metrics.online_ne import OnlineNECollector, Reference
+from serving.metrics.online_ne import OnlineNECollector
 from serving.store.open import open_store
 from serving.store.redis_store import RedisOptions, RedisStore
 
@@ -39,10 +39,7 @@ async def feedback(
             await stack.enter_async_context(in_background(consumer.run(), "feedback consumer"))
         if config.feedback != "off":
             reader = FigureReader(store, shown_ms)
-            references = {
-                task: Reference(reference.histogram, reference.base_rate)
-                for task, reference in artifact.manifest.score_reference.items()
-            }
+            references = artifact.manifest.score_reference
             registry.register(OnlineNECollector(lambda: reader.figures, tasks, artifact.manifest.version, references))
             await stack.enter_async_context(in_background(reader.run(), "online NE"))
         yield

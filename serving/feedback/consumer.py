@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -43,11 +42,6 @@ _BLOCK_MS = 500
 _YIELD_EVERY = 8
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.1, 5.0
 _RELEASE_S = 1.0
-
-
-def now_ms() -> int:
-    """Wall clock, ms since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 class FeedbackConsumer:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.metrics.normalized_entropy import NEState, clipped
+from model.metrics.normalized_entropy import NEState
 from model.metrics.paired_ne import PairedNE
 from model.metrics.score_histogram import BINS, score_bins
 from serving.feedback.outcome import Outcome
@@ -134,12 +134,13 @@ class Batch:
         beyond = max((*outcome.shown, *(p for p, _ in outcome.labels)), default=-1) >= len(served)
         unknown = any(task >= tasks for _, task in outcome.labels) or len(served.tasks) != served.predictions.shape[1]
         if beyond or unknown or not _is_finite(served):
-            return self.unreadable()
+            self.unreadable()
+            return
         self._counts["outcomes"] += 1
         age_ms = outcome.reported_ms - served.issued_ms
         if age_ms > self._window_ms or key.minute < self._first_open:
             self._counts["expired"] += 1
-            return None
+            return
         before = self._seen.get(key, Seen())
         shown = before.shown | _bits(outcome.shown)
         known = before.labels | before.waiting
@@ -149,7 +150,7 @@ class Batch:
         after = Seen(shown, labels, said & ~labels, late)
         if after == before:
             self._counts["repeated"] += 1
-            return None
+            return
         self._seen[key] = after
         self._changed.add(key)
         self._counts["lists"] += not before.shown and bool(shown)
@@ -166,7 +167,6 @@ class Batch:
             for number, task_name in enumerate(served.tasks):
                 sums = _paired(served, after, number, tasks) - _paired(served, before, number, tasks)
                 add(bucket, {SumKey(Kind.CANARY, task_name, served.model_version, served.canary.version): sums})
-        return None
 
     def finish(self) -> Revision:
         """What all of it comes to."""
@@ -204,19 +204,6 @@ def _paired(served: ServedList, seen: Seen, task: int, tasks: int) -> Vector:
     labels = np.array([seen.labels >> (p * tasks + task) & 1 for p in positions])
     live, canary = served.predictions[positions, task], served.canary.predictions[positions, task]
     return of_paired_ne(PairedNE.of(live, canary, labels, np.zeros(len(positions), np.int64)))
-
-
-def offline_sums(lists: Sequence[tuple[ServedList, Sequence[int], Sequence[tuple[int, int]]]]) -> Sums:
-    """NE sums of whole lists at once, from (served, shown positions, labels in time): the check on `Batch`."""
-    sums: Sums = {}
-    for served, shown, labels in lists:
-        for number, task in enumerate(served.tasks):
-            p = clipped(served.predictions[list(shown), number])
-            y = np.array([(position, number) in labels for position in shown], bool)
-            odds = np.log1p(-p[y]) - np.log(p[y])
-            state = [len(p), p.sum(), -np.log1p(-p).sum(), y.sum(), odds[odds > 0].sum(), -odds[odds < 0].sum(), 0.0]
-            add(sums, {SumKey(Kind.NE, task, served.model_version, served.slice_value): np.array(state, np.float64)})
-    return sums
 
 
 def _bits(numbers: Sequence[int]) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model.artifact import ScoreReference
 from model.metrics.paired_ne import Verdict
 from model.metrics.score_histogram import BINS, histogram_auc, population_stability_index, rate_stability_index
 from serving.feedback.figures import Figures, Maturity
@@ -45,18 +46,15 @@ _COUNTS = {
 assert tuple(_COUNTS) == COUNTS
 
 
-class Reference:
-    """What the model's training says of one task: histogram of scores [BINS] and label rate, for drift."""
-
-    def __init__(self, histogram: Sequence[int], base_rate: float) -> None:
-        self.histogram, self.base_rate = np.asarray(histogram, np.float64), base_rate
-
-
 class OnlineNECollector(Collector):
     """Collects what `figures` returns (None: nothing is known yet). `references`: by task, of the served version."""
 
     def __init__(
-        self, figures: Callable[[], Figures | None], tasks: Sequence[str], version: str, references: Mapping[str, Reference]
+        self,
+        figures: Callable[[], Figures | None],
+        tasks: Sequence[str],
+        version: str,
+        references: Mapping[str, ScoreReference],
     ) -> None:
         self._figures, self._version, self._references = figures, version, references
         self._zeros = {SumKey(Kind.NE, task, version, ALL_SLICES): np.zeros(WIDTHS[Kind.NE]) for task in tasks}
@@ -89,7 +87,7 @@ class OnlineNECollector(Collector):
         rates = GaugeMetricFamily("kunlun_label_rate_psi", text.format("matured label rates"), labels=_LABELS[:2])
         for task, reference in self._references.items():
             seen = windows[Maturity.PROVISIONAL].get(SumKey(Kind.SCORES, task, self._version), np.zeros(WIDTHS[Kind.SCORES]))
-            scores.add_metric((task, self._version), population_stability_index(reference.histogram, seen[:BINS]))
+            scores.add_metric((task, self._version), population_stability_index(np.array(reference.histogram), seen[:BINS]))
             matured = windows[Maturity.MATURED].get(SumKey(Kind.NE, task, self._version, ALL_SLICES))
             state = ne_state(np.zeros(WIDTHS[Kind.NE]) if matured is None else matured)
             rates.add_metric((task, self._version), rate_stability_index(reference.base_rate, state.positives, state.examples))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-from feedback_fixtures import SIGNER, served
+from feedback_fixtures import SIGNER, now_ms, served
 from served_model import serve
 
 from kunlun.client import Client, Outcome
@@ -32,7 +32,6 @@ from loadtest.prometheus_text import REPORTED, total
 from loadtest.store_process import store_process
 from model.artifact import Artifact
 from model.metrics.normalized_entropy import NEState
-from serving.feedback.consumer import now_ms
 from serving.feedback.outcome import encode_outcome
 from serving.store.open import open_store
 
@@ -46,6 +45,7 @@ def test_a_fleet_counts_once_what_comes_in_any_order_while_its_consumer_is_kille
     artifact: Artifact, engine_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not is_installed():
+        # Not a dependency of the product: `make system-deps`, which CI runs first, brings it.
         pytest.skip("not verified here: prometheus is not installed (make system-deps)")
     print("seed", SEED)
     monkeypatch.setenv("KUNLUN_RECEIPT_KEY", "0123456789abcdef")
@@ -128,6 +128,7 @@ async def append(url: str, artifact: Artifact, reports: list[bytes]) -> None:
 
 def test_the_rules_hold_what_they_promise() -> None:
     if shutil.which("promtool") is None:
+        # As above.
         pytest.skip("not verified here: promtool is not installed (make system-deps)")
     for arguments in (["check", "rules", RULES.name], ["test", "rules", "online_ne.test.yaml"]):
         done = subprocess.run(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import strategies as st
 
+from model.metrics.normalized_entropy import clipped
 from serving.feedback.outcome import encode_outcome
 from serving.feedback.receipt import ReceiptSigner, ServedList, ShadowPredictions
+from serving.feedback.sums import Kind, SumKey, Sums, add
 
 KEY = b"0123456789abcdef"
 TASKS = ("click", "like")
@@ -45,3 +49,21 @@ def reported_lists(draw: st.DrawFn) -> tuple[list[List], list[bytes]]:
         reports += [encode_outcome(receipt, [], [pair], issued + 3) for pair in labels]
     random.Random(draw(st.integers(0, 1000))).shuffle(reports)
     return lists, reports
+
+
+def offline_sums(lists: Sequence[tuple[ServedList, Sequence[int], Sequence[tuple[int, int]]]]) -> Sums:
+    """NE sums of whole lists at once, from (served, shown positions, labels in time)."""
+    sums: Sums = {}
+    for served, shown, labels in lists:
+        for number, task in enumerate(served.tasks):
+            p = clipped(served.predictions[list(shown), number])
+            y = np.array([(position, number) in labels for position in shown], bool)
+            odds = np.log1p(-p[y]) - np.log(p[y])
+            state = [len(p), p.sum(), -np.log1p(-p).sum(), y.sum(), odds[odds > 0].sum(), -odds[odds < 0].sum(), 0.0]
+            add(sums, {SumKey(Kind.NE, task, served.model_version, served.slice_value): np.array(state, np.float64)})
+    return sums
+
+
+def now_ms() -> int:
+    """Wall clock, ms since the epoch."""
+    return time.time_ns() // 1_000_000

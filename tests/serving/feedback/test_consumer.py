@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feedback_fixtures import ISSUED_MS, SIGNER, TASKS, List, served
+from feedback_fixtures import ISSUED_MS, SIGNER, TASKS, List, now_ms, offline_sums, served
 from store_fixtures import SCHEMA, cluster, embedded, until
 
 from model.metrics.paired_ne import PairedNE, Verdict
 from serving.core.errors import StoreUnavailable
 from serving.feedback import consumer as consumer_module
-from serving.feedback.consumer import SLACK_MS, FeedbackConsumer, now_ms
+from serving.feedback.consumer import SLACK_MS, FeedbackConsumer
 from serving.feedback.figures import FigureReader, Maturity
-from serving.feedback.ledger import ALL_SLICES, MINUTE_MS, offline_sums
+from serving.feedback.ledger import ALL_SLICES, MINUTE_MS
 from serving.feedback.outcome import encode_outcome
 from serving.feedback.receipt import ServedList, ShadowPredictions
 from serving.feedback.sums import COUNTS, Kind, SumKey, Sums, ne_state, paired_ne

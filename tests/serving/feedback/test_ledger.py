@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from feedback_fixtures import ISSUED_MS, SIGNER, TASKS, List, reported_lists, served
+from feedback_fixtures import ISSUED_MS, SIGNER, TASKS, List, offline_sums, reported_lists, served
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.metrics.paired_ne import PairedNE
 from model.metrics.score_histogram import BINS, score_histogram
-from serving.feedback.ledger import Batch, ReceiptKey, Seen, Slices, offline_sums
+from serving.feedback.ledger import Batch, ReceiptKey, Seen, Slices
 from serving.feedback.outcome import decode_outcome, encode_outcome
 from serving.feedback.receipt import ServedList, ShadowPredictions
 from serving.feedback.sums import COUNTS, Kind, SumKey, Sums, add, late_positives, ne_state, paired_ne

@@ -6,22 +6,23 @@ import math
 
 import numpy as np
 import pytest
+from feedback_fixtures import offline_sums
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sklearn.metrics import roc_auc_score
 
+from model.artifact import ScoreReference
 from model.metrics.paired_ne import PairedNE
 from model.metrics.score_histogram import score_histogram
 from serving.feedback.figures import Figures, Maturity, with_all_slices
-from serving.feedback.ledger import offline_sums
 from serving.feedback.receipt import ServedList
 from serving.feedback.sums import Kind, SumKey, Sums, ne_state, of_paired_ne
-from serving.metrics.online_ne import OnlineNECollector, Reference
+from serving.metrics.online_ne import OnlineNECollector
 
 TASKS = ("click", "like")
 
 
-def samples_of(figures: Figures, references: dict[str, Reference] | None = None) -> dict[tuple[str, ...], float]:
+def samples_of(figures: Figures, references: dict[str, ScoreReference] | None = None) -> dict[tuple[str, ...], float]:
     registry = CollectorRegistry()
     registry.register(OnlineNECollector(lambda: figures, TASKS, "7", references or {}))
     families = text_string_to_metric_families(generate_latest(registry).decode())
@@ -67,7 +68,8 @@ def test_auc_and_drift_against_training(rng: np.random.Generator) -> None:
     window: Sums = {SumKey(Kind.SCORES, "click", "7"): scores, SumKey(Kind.NE, "click", "7", "*"): state}
     figures = Figures(windows={Maturity.PROVISIONAL: window, Maturity.MATURED: window})
     shifted = score_histogram(1 / (1 + np.exp(-rng.normal(-4, 1, 20_000))))
-    same, other = Reference(score_histogram(p).tolist(), y.mean()), Reference(shifted.tolist(), 2 * y.mean())
+    same = ScoreReference(histogram=tuple(score_histogram(p).tolist()), base_rate=y.mean())
+    other = ScoreReference(histogram=tuple(shifted.tolist()), base_rate=2 * y.mean())
     samples = samples_of(figures, {"click": same, "like": same})
     assert samples[name("kunlun_online_auc", "click", "7", "provisional")] == pytest.approx(roc_auc_score(y, p), abs=1e-3)
     assert samples[name("kunlun_score_psi", "click", "7")] == pytest.approx(0, abs=1e-9)
