@@ -41,7 +41,7 @@ class EmbeddingTables(nn.Module):
             part = rows[..., index : index + slot.values].long()
             index += slot.values
             if id_dropout > 0:
-                part = part.masked_fill((torch.rand(part.shape) < id_dropout) & (part > 0), 0)
+                part = part.masked_fill((torch.rand(part.shape, device=part.device) < id_dropout) & (part > 0), 0)
             valid = (part != PAD_ROW).unsqueeze(-1)
             found = F.embedding(part.clamp(min=0), self.weight(slot.table), sparse=True)
             if not slot.is_multi:

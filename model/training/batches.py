@@ -30,6 +30,9 @@ class EncodedTensors:
     rows: Tensor
     dense: Tensor
 
+    def to(self, device: torch.device) -> EncodedTensors:
+        return EncodedTensors(_copied(self.rows, device), _copied(self.dense, device))
+
 
 @dataclass(frozen=True)
 class HistoryTensors:
@@ -38,6 +41,9 @@ class HistoryTensors:
     events: EncodedTensors
     age_s: Tensor
     lengths: Tensor
+
+    def to(self, device: torch.device) -> HistoryTensors:
+        return HistoryTensors(self.events.to(device), _copied(self.age_s, device), _copied(self.lengths, device))
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,20 @@ class Batch:
     @property
     def candidates(self) -> int:
         return len(self.request_index)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; copies to a GPU are queued behind its work, the host does not wait for them."""
+        if device.type == "cpu":
+            return self
+        return Batch(
+            self.users.to(device),
+            {event: history.to(device) for event, history in self.histories.items()},
+            self.contexts.to(device),
+            self.items.to(device),
+            _copied(self.request_index, device),
+            _copied(self.positions, device),
+            _copied(self.labels, device),
+        )
 
 
 class BatchMaker:
@@ -128,6 +148,10 @@ def _hide(
         share = rng.random()
         return {e: h[len(h) - int(len(h) * share) :] for e, h in histories.items()}
     return histories
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _tensors(encoded: Encoded) -> EncodedTensors:

@@ -22,6 +22,22 @@ class SplitKind(StrEnum):
     USER = "user"
 
 
+class DeviceKind(StrEnum):
+    """Where training runs; `auto`: on a CUDA device if there is one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Precision(StrEnum):
+    """Of matrix products in training (see `model.training.device`)."""
+
+    AUTO = "auto"
+    F32 = "f32"
+    BF16 = "bf16"
+
+
 class OptimizerConfig(StrictModel):
     """AdamW for dense weights, row-wise Adagrad for embedding rows; a cosine decay after a linear warm-up."""
 
@@ -49,6 +65,7 @@ class TrainConfig(StrictModel):
     with this probability, all others always; probabilities and figures stay those of the full distribution. On a log
     that was down-sampled before, this is a share of what it holds (see `model.training.negative_sampling`).
     `warm_start`: directory of an earlier run whose parameters this one begins with (see `model.training.warm_start`).
+    `device`, `precision`: where and how it computes; by default on a GPU if there is one (see `model.training.device`).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "kunlun"
@@ -66,6 +83,8 @@ class TrainConfig(StrictModel):
     evaluations_per_epoch: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
+    device: DeviceKind = DeviceKind.AUTO
+    precision: Precision = Precision.AUTO
 
     @model_validator(mode="after")
     def _preset_exists(self) -> TrainConfig:

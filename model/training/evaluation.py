@@ -20,6 +20,8 @@ from model.metrics.normalized_entropy import NEState
 from model.ranker import KunlunRanker
 from model.training.batches import BatchMaker
 from model.training.calibration import calibrated, fit_platt
+from model.training.config import DeviceKind, Precision
+from model.training.device import Compute
 from model.training.predict import labels_and_weights, predict_logits, with_position
 from model.training.run import BEST, TrainingRun
 
@@ -29,7 +31,9 @@ def evaluate_run(run: TrainingRun, log: RequestLog, part: str) -> dict[str, dict
     if not run.result:
         raise ConfigError(f"{run.path}: training has not ended; finish it with `kunlun train … --resume`")
     run.check_data(log)
-    model, maker = run.load_model(), BatchMaker(log, run.encoder)
+    device = DeviceKind.CPU if run.config.device is DeviceKind.CPU else DeviceKind.AUTO
+    model = run.load_model().to(Compute.resolve(device, Precision.F32).device)
+    maker = BatchMaker(log, run.encoder)
     split = split_requests(log, run.config.split.value)
     requests: NDArray[np.int64] = getattr(split, part)
     logits = predict_logits(model, maker, requests, calibrated=True)

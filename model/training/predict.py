@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from model.ranker import KunlunRanker
 from model.training.batches import BatchMaker
+from model.training.device import device_of
 from model.training.forward import raw_logits
 
 
@@ -15,13 +16,13 @@ from model.training.forward import raw_logits
 def predict_logits(
     model: KunlunRanker, maker: BatchMaker, requests: NDArray[np.int64], *, calibrated: bool, batch_requests: int = 128
 ) -> NDArray[np.float32]:
-    """Logits [C', tasks] of the shown items of `requests`, in that order; calibrated or raw."""
-    training = model.training
+    """Logits [C', tasks] of the shown items of `requests`, in that order; calibrated or raw. In float32, where the model is."""
+    training, device = model.training, device_of(model)
     model.eval()
     parts = []
     for start in range(0, len(requests), batch_requests):
-        logits = raw_logits(model, maker.batch(requests[start : start + batch_requests]))
-        parts.append((model.score_candidates.calibrated(logits) if calibrated else logits).numpy())
+        logits = raw_logits(model, maker.batch(requests[start : start + batch_requests]).to(device))
+        parts.append((model.score_candidates.calibrated(logits) if calibrated else logits).cpu().numpy())
     model.train(training)
     return np.concatenate(parts) if parts else np.zeros((0, len(model.schema.tasks)), np.float32)
 

@@ -19,7 +19,7 @@ class RowWiseAdagrad(Optimizer):
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
         for group in self.param_groups:
             for p in group["params"]:
-                self.state[p]["sum"] = torch.zeros(p.shape[0])
+                self.state[p]["sum"] = torch.zeros(p.shape[0], device=p.device)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -25,6 +25,7 @@ from model.ranker import KunlunRanker
 from model.training.batches import BatchMaker, batch_order
 from model.training.calibration import calibrated, fit_platt
 from model.training.config import TrainConfig
+from model.training.device import Compute
 from model.training.forward import PositionBias, masked_bce, raw_logits
 from model.training.negative_sampling import sample_negatives
 from model.training.predict import labels_and_weights, predict_logits
@@ -69,10 +70,11 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
-        self.model = run.new_model()
-        tasks = run.schema.tasks
-        self.position_bias = PositionBias(len(tasks))
-        self.task_weights = torch.tensor([t.weight for t in tasks])
+        self.compute = Compute.resolve(self.config.device, self.config.precision)
+        device, tasks = self.compute.device, run.schema.tasks
+        self.model = run.new_model().to(device)  # drawn on the host, so the same on every device
+        self.position_bias = PositionBias(len(tasks)).to(device)
+        self.task_weights = torch.tensor([t.weight for t in tasks], device=device)
         self.dense = _dense_optimizer(self.model, self.position_bias, self.config)
         self.sparse = RowWiseAdagrad(self.model.tables.parameters(), lr=self.config.optimizer.sparse_lr)
         self.steps_per_epoch = math.ceil(len(self.sample.requests) / self.config.batch_requests)
@@ -119,13 +121,15 @@ class Trainer:
         self.model.train()
         augment = self.config.augment
         noise = np.random.default_rng([self.config.seed, epoch, step])
-        batch = self.maker.batch(requests, augment, noise, self.sample.kept)
-        logits = raw_logits(self.model, batch, augment.id_dropout)
+        batch = self.maker.batch(requests, augment, noise, self.sample.kept).to(self.compute.device)
+        with self.compute.autocast():
+            logits = raw_logits(self.model, batch, augment.id_dropout).float()
         if self.config.position_debias:
             logits = logits + self.position_bias(batch.positions)
         loss = masked_bce(logits, batch.labels, self.task_weights)
-        if not torch.isfinite(loss):
-            raise TrainingDiverged(f"the loss is {loss.item()} at step {step}; train again with a lower dense_lr or sparse_lr")
+        found = loss.item()  # the one place where a step waits for the device
+        if not math.isfinite(found):
+            raise TrainingDiverged(f"the loss is {found} at step {step}; train again with a lower dense_lr or sparse_lr")
         self.dense.zero_grad(set_to_none=True)
         self.sparse.zero_grad(set_to_none=True)
         loss.backward()
@@ -138,7 +142,7 @@ class Trainer:
         spent = time.perf_counter() - began
         self.state["step"] = step + 1
         self.state["seconds"] += spent
-        return Progress(epoch, step + 1, self.total_steps, loss.item(), batch.candidates / spent, batch.requests / spent)
+        return Progress(epoch, step + 1, self.total_steps, found, batch.candidates / spent, batch.requests / spent)
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         logits = predict_logits(self.model, self.maker, self.validation_requests, calibrated=False)
@@ -173,6 +177,7 @@ class Trainer:
         best_state, groups = self.run.load(BEST)
         model = self.model
         model.load_state_dict(groups["model"])
+        self.position_bias.load_state_dict(groups["position"])
         logits = predict_logits(model, self.maker, self.validation_requests, calibrated=False)
         labels, weights = labels_and_weights(self.maker, self.validation_requests)
         calibrations = {
@@ -180,11 +185,10 @@ class Trainer:
             for i, task in enumerate(self.run.schema.tasks)
         }
         model.score_candidates.calibrate(list(calibrations.values()))
-        self.position_bias.load_state_dict(groups["position"])
         self.run.save(BEST, best_state, self._weights())
         prior = popularity_prior(self.maker.log, self.train_requests)
         self.run.save_arrays("prior", prior)
-        probabilities = model.score_candidates.calibrated(torch.from_numpy(logits)).sigmoid().numpy()
+        probabilities = model.cpu().score_candidates.calibrated(torch.from_numpy(logits)).sigmoid().numpy()
         references = score_references(self.run.schema, probabilities, labels, weights)
         write_json(self.run.path / SCORE_REFERENCE, {task: r.model_dump() for task, r in references.items()})
         (self.run.path / "evaluation.json").unlink(missing_ok=True)  # of an earlier state of this run
