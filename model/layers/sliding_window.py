@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels.gdpa.reference import rms_norm
-from kernels.window import window_attention, window_attention_dense
+from kernels.window.padded import window_attention, window_attention_dense
 from model.layers.rote import RotaryTemporal
 from model.layers.tokens import length_mask
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.window import window_attention, window_attention_dense
+from kernels.window.padded import window_attention, window_attention_dense
 from model.flops import window_pairs
 
 
