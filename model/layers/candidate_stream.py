@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.layers.dropout import HiddenDropout
 from model.layers.tokens import row_invariant_linear
 from model.layers.wukong import WukongMixture
 from model.model_config import CandidateStreamConfig, ModelConfig
@@ -29,13 +30,14 @@ class GatedUnit(nn.Module):
         self.from_candidate = nn.Linear(width, 2 * hidden, bias=False)
         self.from_request = nn.Linear(request_width, 2 * hidden)
         self.out = nn.Linear(hidden, width, bias=False)
+        self.dropout = HiddenDropout()
         with torch.no_grad():
             self.out.weight.mul_(0.5)
 
     def forward(self, x: Tensor, r: Tensor, request_index: Tensor) -> Tensor:
         shared = self.from_request(r).index_select(0, request_index)  # [C, 2h]: the candidate→user gather
         a, g = (self.from_candidate(F.layer_norm(x, x.shape[-1:])) + shared).chunk(2, dim=-1)
-        return x + self.out(a * F.silu(g))
+        return x + self.out(self.dropout(a * F.silu(g)))
 
 
 class WukongUnit(nn.Module):
@@ -69,6 +71,7 @@ class CandidateStream(nn.Module):
         self.head = nn.Linear(flat, stream.head_hidden, bias=False)
         self.head_request = nn.Linear(state, stream.head_hidden)
         self.logits = nn.Linear(stream.head_hidden, tasks)
+        self.dropout = HiddenDropout()
 
     def forward(self, item: Tensor, context: Tensor | None, states: list[Tensor], request_index: Tensor) -> Tensor:
         """item [C, ·], context [R, ·], states L × [R, n_r, d_c], request_index int64 [C]."""
@@ -79,4 +82,4 @@ class CandidateStream(nn.Module):
         for layer, r in zip(self.layers, rows, strict=True):
             x = layer(x, r, request_index)
         shared = self.head_request(rows[-1]).index_select(0, request_index)
-        return self.logits(F.silu(self.head(F.layer_norm(x, x.shape[-1:])) + shared))
+        return self.logits(self.dropout(F.silu(self.head(F.layer_norm(x, x.shape[-1:])) + shared)))

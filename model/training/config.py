@@ -38,23 +38,52 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class EmbeddingDecay(StrEnum):
+    """When rows of embedding tables decay (see `model.training.rowwise_adagrad`)."""
+
+    PER_STEP = "per_step"
+    PER_TOUCH = "per_touch"
+
+
 class OptimizerConfig(StrictModel):
-    """AdamW for dense weights, row-wise Adagrad for embedding rows; a cosine decay after a linear warm-up."""
+    """AdamW for dense weights, row-wise Adagrad for embedding rows; a cosine decay after a linear warm-up.
+
+    `table_lr` and `table_decay` override `sparse_lr` and `embedding_decay` of single embedding tables, by name. A decay is
+    decoupled from the gradient and relative to the learning rate: per step a weight loses the share lr · decay. Rows of
+    embeddings lose it for all steps since their last update at once (`per_step`: by 1 / frequency of the id), or once per
+    update (`per_touch`).
+    `average_decay`: what is evaluated, kept and exported is an exponential moving average of all weights with this decay per
+    step; 0.99 to 0.999 suit runs of some hundred to some thousand steps (see `model.training.averaging`).
+    """
 
     dense_lr: Annotated[float, Field(gt=0)] = 1e-3
     sparse_lr: Annotated[float, Field(gt=0)] = 0.04
+    table_lr: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    embedding_decay: Annotated[float, Field(ge=0)] = 0.0
+    table_decay: dict[str, Annotated[float, Field(ge=0)]] = Field(default={})
+    embedding_decay_kind: EmbeddingDecay = EmbeddingDecay.PER_STEP
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     final_lr_share: Probability = 0.05
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
 class AugmentConfig(StrictModel):
-    """What training hides, so that degraded requests stay calibrated and ids are not memorised."""
+    """What training hides, so that degraded requests stay calibrated and ids are not memorised.
+
+    Per request: `empty_history`, `truncated_history` (older events), `unknown_position`. `id_dropout`: share of known ids
+    replaced by the unknown one, `table_id_dropout` by embedding table. `embedding_dropout`: share of the columns of
+    embedded inputs set to 0, `hidden_dropout` of the hidden units that architectures offer to it
+    (`model.layers.dropout`); what remains is scaled up.
+    """
 
     empty_history: Probability = 0.05
     truncated_history: Probability = 0.15
     id_dropout: Probability = 0.1
+    table_id_dropout: dict[str, Probability] = Field(default={})
+    embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    hidden_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     unknown_position: Probability = 0.3
 
 

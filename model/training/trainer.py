@@ -10,28 +10,32 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.config import ConfigError
 from model.data.request_log import RequestLog
+from model.layers.dropout import set_hidden_dropout
+from model.layers.embedding import InputDropout
 from model.metrics.normalized_entropy import NEState
 from model.ranker import KunlunRanker
+from model.training.averaging import WeightAverage
 from model.training.batches import BatchMaker, batch_order
 from model.training.calibration import calibrated, fit_platt
-from model.training.config import TrainConfig
+from model.training.config import AugmentConfig, OptimizerConfig
 from model.training.device import Compute
 from model.training.forward import PositionBias, masked_bce, raw_logits
 from model.training.negative_sampling import sample_negatives
+from model.training.optimizers import Optimizers
 from model.training.predict import labels_and_weights, predict_logits
 from model.training.references import golden_batch, popularity_prior, score_references
-from model.training.rowwise_adagrad import RowWiseAdagrad
-from model.training.run import BEST, CHECKPOINT, SCORE_REFERENCE, TrainingRun, optimizer_tensors, restore_optimizer, write_json
+from model.training.run import BEST, CHECKPOINT, SCORE_REFERENCE, TrainingRun, write_json
 
 CHECKPOINT_EVERY_S = 30.0
 
@@ -75,10 +79,11 @@ class Trainer:
         self.model = run.new_model().to(device)  # drawn on the host, so the same on every device
         self.position_bias = PositionBias(len(tasks)).to(device)
         self.task_weights = torch.tensor([t.weight for t in tasks], device=device)
-        self.dense = _dense_optimizer(self.model, self.position_bias, self.config)
-        self.sparse = RowWiseAdagrad(self.model.tables.parameters(), lr=self.config.optimizer.sparse_lr)
+        self.dropout = _input_dropout(self.model, self.config.augment)
         self.steps_per_epoch = math.ceil(len(self.sample.requests) / self.config.batch_requests)
         self.total_steps = self.steps_per_epoch * self.config.epochs
+        self.optimizers = Optimizers(self.model, self.position_bias, self.config.optimizer, self.total_steps)
+        self.average = _average(self.model, self.position_bias, self.config.optimizer)
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_ne": None, "worse": 0, "stopped": ""}
 
     def resume(self) -> None:
@@ -86,8 +91,9 @@ class Trainer:
         self.state, groups = self.run.load(CHECKPOINT)
         self.model.load_state_dict(groups["model"])
         self.position_bias.load_state_dict(groups["position"])
-        restore_optimizer(self.dense, groups["dense_optimizer"])
-        restore_optimizer(self.sparse, groups["sparse_optimizer"])
+        self.optimizers.restore(groups)
+        if self.average is not None:
+            self.average.restore(groups)
 
     def fit(self, report: Callable[[Progress], None], evaluated: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Train to the end (or to `patience`, or `max_seconds`); returns and stores the result."""
@@ -123,28 +129,31 @@ class Trainer:
         noise = np.random.default_rng([self.config.seed, epoch, step])
         batch = self.maker.batch(requests, augment, noise, self.sample.kept).to(self.compute.device)
         with self.compute.autocast():
-            logits = raw_logits(self.model, batch, augment.id_dropout).float()
+            logits = raw_logits(self.model, batch, self.dropout).float()
         if self.config.position_debias:
             logits = logits + self.position_bias(batch.positions)
         loss = masked_bce(logits, batch.labels, self.task_weights)
         found = loss.item()  # the one place where a step waits for the device
         if not math.isfinite(found):
             raise TrainingDiverged(f"the loss is {found} at step {step}; train again with a lower dense_lr or sparse_lr")
-        self.dense.zero_grad(set_to_none=True)
-        self.sparse.zero_grad(set_to_none=True)
+        self.optimizers.zero_grad()
         loss.backward()
-        share = _learning_rate_share(step, self.total_steps, self.config)
-        nn.utils.clip_grad_norm_(_dense_parameters(self.model, self.position_bias), self.config.optimizer.clip_norm)
-        for optimizer, rate in ((self.dense, self.config.optimizer.dense_lr), (self.sparse, self.config.optimizer.sparse_lr)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share
-            optimizer.step()
+        self.optimizers.clip()
+        if self.average is not None:
+            self.average.before_step()
+        self.optimizers.step(step)
+        if self.average is not None:
+            self.average.after_step()
         spent = time.perf_counter() - began
         self.state["step"] = step + 1
         self.state["seconds"] += spent
         return Progress(epoch, step + 1, self.total_steps, found, batch.candidates / spent, batch.requests / spent)
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
+        with nullcontext() if self.average is None else self.average.swapped_in():
+            return self._evaluate_weights(epoch)
+
+    def _evaluate_weights(self, epoch: int) -> dict[str, Any]:
         logits = predict_logits(self.model, self.maker, self.validation_requests, calibrated=False)
         labels, weights = labels_and_weights(self.maker, self.validation_requests)
         ne = _mean_ne(logits, labels, weights, self.sample.shares)
@@ -164,10 +173,9 @@ class Trainer:
         return {"model": self.model.state_dict(), "position": self.position_bias.state_dict()}
 
     def _checkpoint(self) -> None:
-        groups = self._weights() | {
-            "dense_optimizer": optimizer_tensors(self.dense),
-            "sparse_optimizer": optimizer_tensors(self.sparse),
-        }
+        groups = self._weights() | self.optimizers.tensors()
+        if self.average is not None:
+            groups |= self.average.tensors()
         self.run.save(CHECKPOINT, self.state, groups)
 
     def _finish(self) -> dict[str, Any]:
@@ -229,26 +237,25 @@ def _mean_ne(
     return float(np.mean(defined)) if defined else 0.0
 
 
-def _dense_parameters(model: KunlunRanker, position_bias: PositionBias) -> list[Tensor]:
-    return [*model.encode_user.parameters(), *model.score_candidates.parameters(), *position_bias.parameters()]
+def _input_dropout(model: KunlunRanker, augment: AugmentConfig) -> InputDropout:
+    """The rates of every table; raises `ConfigError` for a rate of something that is not there."""
+    tables = model.tables.names
+    for name in augment.table_id_dropout:
+        if name not in tables:
+            raise ConfigError(
+                f"augment.table_id_dropout: expected names of embedding tables ({', '.join(tables)}), found {name!r}"
+            )
+    if not set_hidden_dropout(model, augment.hidden_dropout) and augment.hidden_dropout:
+        raise ConfigError("augment.hidden_dropout: expected 0, as this architecture has no place for it; found another rate")
+    return InputDropout(
+        {name: augment.table_id_dropout.get(name, augment.id_dropout) for name in tables}, augment.embedding_dropout
+    )
 
 
-def _dense_optimizer(model: KunlunRanker, position_bias: PositionBias, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; biases, gains and the position table are not decayed."""
-    matrices = [p for m in (model.encode_user, model.score_candidates) for p in m.parameters() if p.dim() > 1]
-    rest = [p for m in (model.encode_user, model.score_candidates) for p in m.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.optimizer.weight_decay},
-        {"params": [*rest, *position_bias.parameters()], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.optimizer.dense_lr)
-
-
-def _learning_rate_share(step: int, total: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine down to `final_lr_share`."""
-    warmup = min(config.optimizer.warmup_steps, total // 4)
-    if step < warmup:
-        return (step + 1) / warmup
-    position = (step - warmup) / max(1, total - warmup)
-    final = config.optimizer.final_lr_share
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, position)))
+def _average(model: KunlunRanker, position_bias: PositionBias, config: OptimizerConfig) -> WeightAverage | None:
+    if config.average_decay is None:
+        return None
+    tables = {f"tables.{name}": model.tables.weight(name) for name in model.tables.names}
+    owned = {id(p) for p in tables.values()}
+    named = [*model.named_parameters(prefix="model"), *position_bias.named_parameters(prefix="position")]
+    return WeightAverage({name: p for name, p in named if id(p) not in owned}, tables, config.average_decay)

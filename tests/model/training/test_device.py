@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 
 from model.config import ConfigError
-from model.data.request_log import RequestLog
-from model.data.split import split_requests
 from model.training.config import DeviceKind, OptimizerConfig, Precision, TrainConfig
 from model.training.device import Compute
-from model.training.fit_features import fit_features
 from model.training.run import TrainingRun
-from model.training.trainer import Trainer
+from tests.model.training.conftest import Losses
 
 CONFIG = TrainConfig(model="tiny", batch_requests=40, threads=1, optimizer=OptimizerConfig(dense_lr=3e-3, warmup_steps=2))
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-def losses(log: RequestLog, path: Path, config: TrainConfig, stop_after: int | None = None) -> list[float]:
-    """Losses of a new run, or of the rest of the one at `path`."""
-    split = split_requests(log, config.split.value)
-    found: list[float] = []
-    if path.exists():
-        trainer = Trainer(TrainingRun.open(path), log, split.train, split.validation)
-        trainer.resume()
-    else:
-        run = TrainingRun.create(path, config, log.schema, fit_features(log, split.train))
-        trainer = Trainer(run, log, split.train, split.validation)
-
-    class Stop(Exception):
-        pass
-
-    def report(progress: object) -> None:
-        found.append(progress.loss)  # type: ignore[attr-defined]
-        if len(found) == stop_after:
-            trainer._checkpoint()
-            raise Stop
-
-    with contextlib.suppress(Stop):
-        trainer.fit(report, lambda _: None)
-    return found
 
 
 def test_auto_is_float32_on_a_cpu() -> None:
@@ -59,11 +30,11 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
         Compute.resolve(DeviceKind.CUDA, Precision.AUTO)
 
 
-def test_bf16_trains_close_to_f32_with_f32_weights_and_resumes_exactly(log: RequestLog, tmp_path: Path) -> None:
+def test_bf16_trains_close_to_f32_with_f32_weights_and_resumes_exactly(losses: Losses, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"precision": Precision.BF16})
-    whole = losses(log, tmp_path / "whole", config)
-    assert losses(log, tmp_path / "cut", config, stop_after=4) + losses(log, tmp_path / "cut", config) == whole
-    exact = losses(log, tmp_path / "f32", CONFIG)
+    whole = losses(tmp_path / "whole", config)
+    assert losses(tmp_path / "cut", config, stop_after=4) + losses(tmp_path / "cut", config) == whole
+    exact = losses(tmp_path / "f32", CONFIG)
     assert whole != exact
     assert whole == pytest.approx(exact, abs=0.02)
     model = TrainingRun.open(tmp_path / "whole").load_model()
@@ -73,13 +44,13 @@ def test_bf16_trains_close_to_f32_with_f32_weights_and_resumes_exactly(log: Requ
 @needs_gpu
 @pytest.mark.parametrize("precision", [Precision.F32, Precision.BF16])
 def test_a_gpu_trains_as_a_cpu_does_and_its_run_continues_on_either(
-    log: RequestLog, tmp_path: Path, precision: Precision
+    losses: Losses, tmp_path: Path, precision: Precision
 ) -> None:
     config = CONFIG.model_copy(
         update={"precision": precision, "augment": CONFIG.augment.model_copy(update={"id_dropout": 0.0})}
     )
-    on_cpu = losses(log, tmp_path / "cpu", config.model_copy(update={"device": DeviceKind.CPU}))
-    on_gpu = losses(log, tmp_path / "gpu", config, stop_after=4)
+    on_cpu = losses(tmp_path / "cpu", config.model_copy(update={"device": DeviceKind.CPU}))
+    on_gpu = losses(tmp_path / "gpu", config, stop_after=4)
     assert on_gpu == pytest.approx(on_cpu[:4], abs=0.02)
-    assert losses(log, tmp_path / "gpu", config) == pytest.approx(on_cpu[4:], abs=0.05)
+    assert losses(tmp_path / "gpu", config) == pytest.approx(on_cpu[4:], abs=0.05)
     assert TrainingRun.open(tmp_path / "gpu").result["calibration"].keys() == {"click"}
