@@ -1,39 +1,106 @@
-"""`kunlun evaluate`: position-free figures of a trained run on its held-out test part."""
+"""`kunlun evaluate`: position-free figures of trained runs on held-out requests, overall and per slice; and NE gains.
+
+Several RUNs are seeds of one model, and so are those after --against: gains are paired over the same users, and seeds
+are part of their intervals.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kunlun.cli import Command, UsageError
 from model.cli.console import add_json_flag, report
 from model.config import ConfigError
 
+if TYPE_CHECKING:
+    from model.data.request_log import RequestLog
+    from model.training.evaluation import HeldOut
+
+SHOWN_PER_SLICE = ("ne", "auc", "calibration")
+
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="directory of a finished training run")
+    parser.add_argument("run", type=Path, nargs="+", help="directory of a finished training run; several: seeds of one model")
     parser.add_argument("--data", type=Path, required=True, help="the canonical log it was trained on")
     parser.add_argument("--part", choices=("test", "validation", "train"), default="test")
+    parser.add_argument(
+        "--against", type=Path, nargs="+", metavar="RUN", help="runs of another model: print the relative NE gain over it"
+    )
     add_json_flag(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from model.data.request_log import load_request_log
-    from model.training.evaluation import evaluate_run
-    from model.training.run import TrainingRun, write_json
+    from model.data.slices import slices_of
+    from model.training.run import write_json
 
     try:
-        run = TrainingRun.open(arguments.run)
-        figures = evaluate_run(run, load_request_log(arguments.data), arguments.part)
+        log = load_request_log(arguments.data)
+        slices = slices_of(log, arguments.data)
+        runs = [_held_out(path, log, arguments.part) for path in arguments.run]
+        others = [_held_out(path, log, arguments.part) for path in arguments.against or ()]
+        _same_requests([*runs, *others])
+        figures = [own.figures(slices) for own in runs]
+        gains = _gains(runs, others, slices) if others else {}
     except ConfigError as error:
         raise UsageError(str(error)) from error
-    if arguments.part == "test":
-        write_json(run.path / "evaluation.json", {"part": "test", "tasks": figures})
-    lines = [f"{arguments.part} part, position-free, 95 % intervals over users"]
-    for task, values in figures.items():
-        lines += [f"  {task}: {name:<16} {_shown(value)}" for name, value in values.items()]
-    report(arguments, {"run": str(run.path), "part": arguments.part, "tasks": figures}, "\n".join(lines))
+    for own, found in zip(runs, figures, strict=True):
+        if arguments.part == "test":
+            write_json(own.run.path / "evaluation.json", {"part": "test", "tasks": found})
+    line: dict[str, Any] = {"run": str(runs[0].run.path), "part": arguments.part, "tasks": figures[0]}
+    if len(runs) > 1:
+        line["runs"] = {str(own.run.path): found for own, found in zip(runs, figures, strict=True)}
+    if others:
+        line |= {"against": [str(o.run.path) for o in others], "ne_gain_percent": gains}
+    report(arguments, line, "\n".join(_text(runs, figures, others, gains)))
     return 0
+
+
+def _held_out(path: Path, log: RequestLog, part: str) -> HeldOut:
+    from model.training.evaluation import predict_held_out
+    from model.training.run import TrainingRun
+
+    return predict_held_out(TrainingRun.open(path), log, part)
+
+
+def _same_requests(runs: list[HeldOut]) -> None:
+    """Pairs need the same requests: refuse runs that hold out others."""
+    for run in runs[1:]:
+        if run.requests.tolist() != runs[0].requests.tolist():
+            raise ConfigError(
+                f"{run.run.path}: holds out other requests (split {run.run.config.split.value}) than {runs[0].run.path} "
+                f"(split {runs[0].run.config.split.value}); compare runs of the same split"
+            )
+
+
+def _gains(runs: list[HeldOut], others: list[HeldOut], slices: dict[str, Any]) -> dict[str, Any]:
+    from model.metrics.comparison import gains_by_slice
+
+    own, theirs = [run.draws(slices) for run in runs], [run.draws(slices) for run in others]
+    return {task: gains_by_slice([r[task] for r in own], [r[task] for r in theirs]) for task in own[0]}
+
+
+def _text(
+    runs: list[HeldOut], figures: list[dict[str, dict[str, Any]]], others: list[HeldOut], gains: dict[str, Any]
+) -> list[str]:
+    lines = []
+    for run, found in zip(runs, figures, strict=True):
+        lines.append(f"{run.run.path}: {run.part} part, position-free, 95 % intervals over users")
+        for task, values in found.items():
+            lines += [f"  {task}: {name:<16} {_shown(value)}" for name, value in values.items() if name != "slices"]
+            for name, own in values.get("slices", {}).items():
+                shown = "  ".join(f"{f} {_shown(own[f])}" for f in SHOWN_PER_SLICE if f in own)
+                lines.append(f"  {task}, {name} ({own['examples']:,} examples): {shown}")
+    for task, by_slice in gains.items():
+        over = ", ".join(str(o.run.path) for o in others)
+        lines.append(f"relative NE gain over {over} in % (positive: better), paired over users{' and seeds' * (len(runs) > 1)}")
+        lines += [
+            f"  {task}, {'all' if name == '*' else name}: {g['value']:+.3f}  [{g['low']:+.3f}, {g['high']:+.3f}]"
+            for name, g in by_slice.items()
+        ]
+    return lines
 
 
 def _shown(value: object) -> str:
@@ -42,4 +109,4 @@ def _shown(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-command = Command("measure a trained run on held-out requests", _configure, _run)
+command = Command("measure trained runs on held-out requests, and one model against another", _configure, _run)

@@ -1,8 +1,8 @@
-"""Ranking and calibration figures that NE does not show: AUC, GAUC, NDCG@k, calibration error.
+"""Ranking and calibration figures that NE does not show: AUC, GAUC, NDCG@k, MRR, calibration error.
 
 Pure numpy over flat arrays of examples; called by `model.metrics.evaluate` and by benchmarks.
-Invariant: ties never help or hurt. Equal scores share their rank in AUC and their expected gain in
-NDCG, so a constant prediction gets an AUC of 0.5 and the NDCG of a random order. Cost: one sort.
+Invariant: ties never help or hurt. Equal scores share their rank in AUC and get their expected gain in
+NDCG and MRR, so a constant prediction gets an AUC of 0.5 and the NDCG of a random order. Cost: one sort.
 """
 
 from __future__ import annotations
@@ -74,6 +74,33 @@ def ndcg(scores: Floats, labels: Floats, offsets: NDArray[np.int64], k: int = 10
     """Mean NDCG@k over the requests with at least one positive; NaN if there are none."""
     per_request = ndcg_per_request(scores, labels, offsets, k)
     return float(np.nanmean(per_request)) if np.any(~np.isnan(per_request)) else math.nan
+
+
+def reciprocal_rank_per_request(scores: Floats, labels: Floats, offsets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """1 / place of the best placed positive per request [R]; NaN for requests without a positive.
+
+    Request r owns rows offsets[r]:offsets[r+1]. Tied scores are placed in random order, and the expectation over these
+    orders is returned: with m positives among g tied rows the first is later than f with chance Π_{i<f} (g-m-i)/(g-i).
+    """
+    lengths = np.diff(offsets)
+    request = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((-np.asarray(scores, dtype=np.float64), request))
+    tie = _tie_numbers(np.asarray(scores)[order], request)
+    hits = np.bincount(tie, weights=np.asarray(labels)[order] > 0)
+    starts, sizes = _starts(tie), np.bincount(tie)
+    owner = request[starts] if len(starts) else starts
+    hit = np.flatnonzero(hits)
+    requests, first = np.unique(owner[hit], return_index=True)  # ties are in order, so the first hit is the best placed
+    best = hit[first]
+    before, size, positives = starts[best] - offsets[requests], sizes[best], hits[best]
+    expected, later = np.zeros(len(best)), np.ones(len(best))  # later: chance that no positive came yet
+    for step in range(int(size.max(initial=0))):
+        here = np.clip(positives / np.maximum(size - step, 1), 0, 1)
+        expected += later * here / (before + step + 1)
+        later = later * (1 - here)
+    out = np.full(len(lengths), np.nan)
+    out[requests] = expected
+    return out
 
 
 def calibration_bins(predictions: Floats, bins: int = 20, weights: Floats | None = None) -> NDArray[np.int64]:

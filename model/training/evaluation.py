@@ -7,6 +7,7 @@ training saw a sample, and one of a down-sampled log counts by its weight.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from model.config import ConfigError
 from model.data.request_log import RequestLog
 from model.data.split import split_requests
-from model.metrics.evaluate import evaluate_predictions
+from model.metrics.evaluate import RESAMPLES, Slices, TaskDraws, evaluate_predictions, sliced_draws
 from model.metrics.normalized_entropy import NEState
 from model.ranker import KunlunRanker
 from model.training.batches import BatchMaker
@@ -26,8 +27,48 @@ from model.training.predict import labels_and_weights, predict_logits, with_posi
 from model.training.run import BEST, TrainingRun
 
 
-def evaluate_run(run: TrainingRun, log: RequestLog, part: str) -> dict[str, dict[str, Any]]:
-    """Per task the figures of `evaluate_predictions`, and `ne_with_position`. `part`: train, validation or test."""
+@dataclass(frozen=True)
+class HeldOut:
+    """A finished run's served probabilities [C', tasks] on the requests of one part of its log."""
+
+    run: TrainingRun
+    log: RequestLog
+    part: str
+    requests: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    with_position: dict[str, float]
+    """Per task the NE of predictions that know the shown position."""
+
+    def figures(self, slices: Slices | None = None) -> dict[str, dict[str, Any]]:
+        """Per task those of `evaluate_predictions`, overall and per slice, and ``ne_with_position``."""
+        found = evaluate_predictions(self.probabilities, self.log.subset(self.requests), slices=self._own(slices))
+        for task, ne in self.with_position.items():
+            found[task]["ne_with_position"] = ne
+        return found
+
+    def draws(self, slices: Slices | None = None, *, count: int = RESAMPLES) -> dict[str, dict[str, TaskDraws]]:
+        """Per task and slice (``*``: all) the figures and their resamples, for comparisons on the same users."""
+        part = self.log.subset(self.requests)
+        return {
+            task.name: sliced_draws(self.probabilities[:, i], part, i, self._own(slices), count=count)
+            for i, task in enumerate(self.log.schema.tasks)
+        }
+
+    def _own(self, slices: Slices | None) -> dict[str, NDArray[np.int64]]:
+        """Slices of the log as numbers within the part; those without requests in it are left out."""
+        place = np.full(len(self.log), -1, np.int64)
+        place[self.requests] = np.arange(len(self.requests))
+        own = {name: place[numbers][place[numbers] >= 0] for name, numbers in (slices or {}).items()}
+        return {name: numbers for name, numbers in own.items() if len(numbers)}
+
+
+def evaluate_run(run: TrainingRun, log: RequestLog, part: str, slices: Slices | None = None) -> dict[str, dict[str, Any]]:
+    """Figures of `predict_held_out`, overall and per slice of the log. `part`: train, validation or test."""
+    return predict_held_out(run, log, part).figures(slices)
+
+
+def predict_held_out(run: TrainingRun, log: RequestLog, part: str) -> HeldOut:
+    """Served probabilities of a part; raises `ConfigError` for unfinished runs and for a log it was not trained on."""
     if not run.result:
         raise ConfigError(f"{run.path}: training has not ended; finish it with `kunlun train … --resume`")
     run.check_data(log)
@@ -37,12 +78,10 @@ def evaluate_run(run: TrainingRun, log: RequestLog, part: str) -> dict[str, dict
     split = split_requests(log, run.config.split.value)
     requests: NDArray[np.int64] = getattr(split, part)
     logits = predict_logits(model, maker, requests, calibrated=True)
-    figures = evaluate_predictions(1 / (1 + np.exp(-logits.astype(np.float64))), log.subset(requests))
     bias = run.load(BEST)[1]["position"]["table"].numpy()
     rates = {task: c["negative_rate"] for task, c in run.result["calibration"].items()}
-    for task, ne in _ne_with_position(model, maker, bias, rates, split.validation, requests).items():
-        figures[task]["ne_with_position"] = ne
-    return figures
+    with_position = _ne_with_position(model, maker, bias, rates, split.validation, requests)
+    return HeldOut(run, log, part, requests, 1 / (1 + np.exp(-logits.astype(np.float64))), with_position)
 
 
 def _ne_with_position(
