@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.gdpa.padded import gdpa_padded, pffn_padded
+from kernels.gdpa.padded import gdpa_padded
 from kernels.gdpa.params import GDPAParams, Jagged
-from kernels.gdpa.reference import gdpa_jagged, pffn_jagged
+from kernels.gdpa.reference import gdpa_jagged
+from kernels.pffn.padded import pffn_padded
+from kernels.pffn.reference import pffn_jagged
 from kernels.seed_pooling import op as _seed_pooling
 from kernels.window import op as _window
 

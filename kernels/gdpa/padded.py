@@ -1,4 +1,4 @@
-"""GDPA and the PFFN block on padded rows: the form that is exported for engines without ragged operators.
+"""GDPA on padded rows: the form that is exported for engines without ragged operators.
 
 Padding rows of q must be zero. They then stay zero all the way (LayerNorm(0) = 0, Act(0) = 0,
 RMSNorm(0) = 0), so no mask is needed in the forward; in the backward they get no gradient because
@@ -8,11 +8,9 @@ the token stage masks them (Act′(0) ≠ 0 would otherwise leak into K).
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from kernels.activations import activate
 from kernels.gdpa.params import GDPAParams
-from kernels.gdpa.reference import rms_norm
 
 
 def gdpa_padded(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams) -> Tensor:
@@ -26,11 +24,3 @@ def gdpa_padded(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams) -> Tensor:
     scores = queries @ (keys * params.scale_in).transpose(-1, -2)  # [B, H, T, n_kv]
     hidden = activate(scores, params.activation, head_dim=1)
     return (hidden @ (values * params.scale_out)).transpose(1, 2)
-
-
-def pffn_padded(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, eps: float = 1e-5) -> Tensor:
-    """The PFFN block (see `pffn_jagged`) on padded rows; q [B, T, H, d_h] with zero padding rows."""
-    flat = q.flatten(2)  # [B, T, H · d_h]
-    normed = F.layer_norm(flat, flat.shape[-1:], eps=eps)
-    mixed = gdpa_padded(normed.unflatten(-1, q.shape[2:]), k, v, params)
-    return (rms_norm(mixed.flatten(2) + normed, eps) + flat).unflatten(-1, q.shape[2:])

@@ -18,8 +18,29 @@ class GDPAParams:
 
 @dataclass(frozen=True)
 class Jagged:
-    """Layout of packed rows: `q_offsets` int [B+1], `n_kv` rows per K/V block, `kv_index` int [B] block of each sample."""
+    """Layout of packed rows (drawn in `kernels.gdpa.reference`).
+
+    `q_offsets` int [B+1]: rows of each sample in q; with `shared_q` one query set for all, int [2].
+    `n_kv`: rows per dense K/V block, or `k_offsets` int [blocks+1]: rows of each jagged block; exactly one of them.
+    `kv_index` int [B]: which block a sample reads (candidate → user); None: sample i reads block i.
+    `window`: a query sees keys with |i − j| ≤ window; None: all keys of its block.
+    """
 
     q_offsets: Tensor
-    n_kv: int
+    n_kv: int | None = None
     kv_index: Tensor | None = None
+    k_offsets: Tensor | None = None
+    window: int | None = None
+    shared_q: bool = False
+
+    def samples(self, k_rows: int) -> int:
+        """B, the number of samples; `k_rows` rows of K tell it for shared queries with dense blocks."""
+        if not self.shared_q:
+            return len(self.q_offsets) - 1
+        return len(self.kv_index) if self.kv_index is not None else self.blocks(k_rows)
+
+    def blocks(self, k_rows: int) -> int:
+        """Number of K/V blocks."""
+        if self.k_offsets is not None:
+            return len(self.k_offsets) - 1
+        return k_rows // self.n_kv if self.n_kv else 0

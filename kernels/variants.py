@@ -1,0 +1,92 @@
+"""What is shipped: which (dtype, head width, K/V class, heads) get a kernel compiled ahead of time, and each one's tile sizes.
+
+Just-in-time compilation serves every option; ahead of time only this list is built. No torch and no Triton
+here, so that builders and servers can read it. Tile sizes come from sweeps on an H100 (docs/kernels.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Operator = Literal["gdpa", "pffn"]
+Pass = Literal["forward", "backward_q", "backward_kv"]
+
+LONG = 0  # n_kv class of a loop over K/V tiles: jagged K/V or more rows than the largest class
+N_KV_CLASSES = (64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Tile sizes of one kernel: Q rows, K/V rows, warps, pipeline stages, Q tiles per work unit, x kept in registers."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+    unit_tiles: int = 1
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One shipped kernel. `n_kv` is the exact number of K/V rows, LONG a loop of any length."""
+
+    operator: Operator
+    dtype: Literal["f16", "bf16", "f32"]
+    head_width: int
+    heads: int
+    n_kv: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator}_{self.dtype}_h{self.heads}x{self.head_width}_kv{self.n_kv or 'long'}"
+
+
+def shipped() -> tuple[Variant, ...]:
+    """The shipped variants: GDPA and the block at the widths of the presets and of the published benchmarks."""
+    shapes = ((2, 32), (2, 64), (3, 128), (4, 128), (4, 96))
+    return tuple(
+        Variant(operator, dtype, width, heads, n_kv)
+        for operator in ("gdpa", "pffn")
+        for dtype in ("bf16", "f16", "f32")
+        for heads, width in shapes
+        for n_kv in ((*N_KV_CLASSES, LONG) if operator == "gdpa" else N_KV_CLASSES)
+        if not (dtype == "f32" and width > 64)  # f32 is for checking and small models
+    )
+
+
+def padded_width(head_width: int) -> int:
+    """Head width rounded up to what a tile needs: a power of two, at least 16."""
+    return max(16, 1 << (head_width - 1).bit_length())
+
+
+def blocks(operator: Operator, direction: Pass, element_bytes: int, head_width: int, n_kv: int) -> Blocks:
+    """Tile sizes of a kernel. n_kv 0: jagged. Short K/V fit one tile: then they stay on chip for a unit's Q tiles."""
+    wide = padded_width(head_width) > 64
+    if element_bytes > 2:  # three TF32 products per product: smaller tiles
+        return Blocks(32, 32, 4, 1) if wide else Blocks(64, _kv_tile(n_kv, 64), 4, 1)
+    chosen = _BLOCKS[operator, direction, wide]
+    return replace(chosen, n=_kv_tile(n_kv, chosen.n))
+
+
+def _kv_tile(n_kv: int, largest: int) -> int:
+    """K/V rows per tile: the whole block where it fits."""
+    return largest if n_kv <= 0 else min(largest, padded_width(n_kv))
+
+
+# (operator, pass, head width above 64) → tile sizes for 16-bit elements.
+_BLOCKS: dict[tuple[str, str, bool], Blocks] = {
+    ("gdpa", "forward", False): Blocks(128, 128, 4, 3, unit_tiles=4),
+    ("gdpa", "forward", True): Blocks(128, 128, 8, 3, unit_tiles=4),
+    ("gdpa", "backward_q", False): Blocks(128, 64, 4, 3),
+    ("gdpa", "backward_q", True): Blocks(128, 64, 8, 3),
+    ("gdpa", "backward_kv", False): Blocks(64, 128, 4, 3),
+    ("gdpa", "backward_kv", True): Blocks(64, 128, 8, 2),
+    ("pffn", "forward", False): Blocks(128, 128, 4, 2),
+    ("pffn", "forward", True): Blocks(128, 128, 8, 2),
+    ("pffn", "backward_q", False): Blocks(64, 128, 4, 2),
+    ("pffn", "backward_q", True): Blocks(64, 128, 8, 1),
+    ("pffn", "backward_kv", False): Blocks(64, 128, 4, 2),
+    ("pffn", "backward_kv", True): Blocks(64, 128, 8, 1),
+}
