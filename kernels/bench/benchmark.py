@@ -98,11 +98,15 @@ class Benchmark(ABC):
 
     @abstractmethod
     def exact(self, batch: Batch, samples: int) -> list[tuple[Tensor, slice] | None]:
-        """(output, *gradients) of the first `samples` samples in float64, each with its rows in the whole; None: not compared."""
+        """(output, *gradients) of the first `samples` samples in float64, each with its rows in the whole.
+
+        None: not compared.
+        """
 
     def variants(self) -> list[Variant]:
         """Registered ones, the baseline first."""
-        found = [m.variant for m in (getattr(type(self), name, None) for name in dir(type(self))) if hasattr(m, "variant")]
+        members = (getattr(type(self), name, None) for name in dir(type(self)))
+        found = [member.variant for member in members if isinstance(getattr(member, "variant", None), Variant)]  # type: ignore[union-attr]
         return sorted(found, key=lambda v: (not v.baseline, v.compiled, v.name))
 
 
@@ -120,6 +124,11 @@ def of_autograd(forward: Callable[[], Tensor], leaves: Sequence[Tensor], d_out: 
         return torch.autograd.grad(graph[0], leaves, d_out, retain_graph=True)
 
     return Prepared(without_graph, backward, rows)
+
+
+def same(rows: Tensor) -> Tensor:
+    """The benchmark's own layout."""
+    return rows
 
 
 def uniform_lengths(count: int, longest: int, sparsity: float, seed: int) -> list[int]:

@@ -5,15 +5,30 @@ Set 1: keys are as many as queries, sparsity 1 and 0.5. Set 2: 256 dense keys pe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.bench.benchmark import Batch, Benchmark, Case, Padding, Prepared, of_autograd, offsets_of, uniform_lengths, variant
+from kernels.bench.benchmark import (
+    Batch,
+    Benchmark,
+    Case,
+    Padding,
+    Prepared,
+    of_autograd,
+    offsets_of,
+    same,
+    uniform_lengths,
+    variant,
+)
 from kernels.dispatch import GDPAParams, Jagged, gdpa
 from kernels.gdpa.padded import gdpa_padded
 from kernels.gdpa.reference import gdpa_jagged
 
+Operator = Callable[..., Tensor]
 PARAMS = GDPAParams(("fast_gelu",), scale_in=128**-0.5, scale_out=1.0)
 
 
@@ -22,7 +37,9 @@ class GDPABenchmark(Benchmark):
 
     name = "gdpa"
     what = "GDPA, fast_gelu, bf16"
-    operator, padded, plain = staticmethod(gdpa), staticmethod(gdpa_padded), staticmethod(gdpa_jagged)
+    operator: ClassVar[Operator] = staticmethod(gdpa)
+    padded: ClassVar[Operator] = staticmethod(gdpa_padded)
+    plain: ClassVar[Operator] = staticmethod(gdpa_jagged)
 
     def cases(self) -> list[Case]:
         if self.tiny:
@@ -81,26 +98,35 @@ class GDPABenchmark(Benchmark):
     def triton(self, batch: Batch) -> Prepared:
         """The operator as callers use it."""
         return of_autograd(
-            lambda: self.operator(*batch.leaves, PARAMS, batch.layout["jagged"]), batch.leaves, batch.d_out, (_same,) * 4
+            lambda: self.operator(*batch.leaves, PARAMS, batch.layout["jagged"]), batch.leaves, batch.d_out, (same,) * 4
         )
 
     @variant("eager (padded)", baseline=True)
     def eager(self, batch: Batch) -> Prepared:
         """What plain PyTorch does: rows padded to the longest sample, scores in device memory."""
-        return self._padded(batch, lambda q, k, v: self.padded(q, k, v, PARAMS))
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.padded(q, k, v, PARAMS)
+
+        return self._padded(batch, attend)
 
     @variant("torch.compile (padded)", compiled=True)
     def compiled(self, batch: Batch) -> Prepared:
         """The same, fused by the compiler."""
         torch._dynamo.reset()
-        return self._padded(batch, torch.compile(lambda q, k, v: self.padded(q, k, v, PARAMS), dynamic=False))
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.padded(q, k, v, PARAMS)
+
+        return self._padded(batch, torch.compile(attend, dynamic=False))
 
     @variant("SDPA (softmax, padded)", comparable=True)
     def sdpa(self, batch: Batch) -> Prepared:
         """PyTorch's fused softmax attention: another function of the same shapes and products."""
 
         def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
         return self._padded(batch, softmax)
 
@@ -118,10 +144,6 @@ class GDPABenchmark(Benchmark):
 
 def _jagged(offsets: Tensor, n_kv: int | None) -> Jagged:
     return Jagged(offsets, n_kv) if n_kv is not None else Jagged(offsets, k_offsets=offsets)
-
-
-def _same(rows: Tensor) -> Tensor:
-    return rows
 
 
 def _flat(rows: Tensor) -> Tensor:

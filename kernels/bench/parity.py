@@ -17,7 +17,8 @@ from torch import Tensor
 from kernels.activations import NAMES
 from kernels.bench.benchmark import offsets_of
 from kernels.dispatch import GDPAParams, Jagged, gdpa, pffn, seed_pooling, window_attention
-from kernels.gdpa.reference import gdpa_jagged, pffn_jagged
+from kernels.gdpa.reference import gdpa_jagged
+from kernels.pffn.reference import pffn_jagged
 from kernels.seed_pooling.reference import seed_pooling_jagged
 from kernels.window.reference import window_attention_jagged
 
@@ -73,15 +74,15 @@ def operations(device: str, small: bool) -> Iterator[Operation]:
             yield Operation(
                 f"window_attention d_h {width}, w {window}",
                 (rows,) * 3,
-                lambda *x, w=window: window_attention(*x, offsets, w),
-                lambda *x, w=window: window_attention_jagged(*x, offsets, w)[0],
+                lambda q, k, v, w=window: window_attention(q, k, v, offsets, w),
+                lambda q, k, v, w=window: window_attention_jagged(q, k, v, offsets, w)[0],
             )
         for seeds in (19,) if small else (19, 256):
             yield Operation(
                 f"seed_pooling d_h {width}, {seeds} seeds",
                 ((seeds, heads, width), rows, rows),
-                lambda *x: seed_pooling(*x, offsets),
-                lambda *x: seed_pooling_jagged(*x, offsets)[0],
+                lambda e, k, v: seed_pooling(e, k, v, offsets),
+                lambda e, k, v: seed_pooling_jagged(e, k, v, offsets)[0],
             )
     width, n_kv = (32, 16) if small else (128, 128)
     rows, kv, params = (total, heads, width), (samples * n_kv, heads, width), GDPAParams(("fast_gelu",), width**-0.5, 0.7)
@@ -131,11 +132,15 @@ def _error(got: Tensor, want: Tensor) -> float:
 
 
 def _gdpa(name: str, shapes: tuple[tuple[int, ...], ...], params: GDPAParams, jagged: Jagged) -> Operation:
-    return Operation(name, shapes, lambda *x: gdpa(*x, params, jagged), lambda *x: gdpa_jagged(*x, params, jagged))
+    return Operation(
+        name, shapes, lambda q, k, v: gdpa(q, k, v, params, jagged), lambda q, k, v: gdpa_jagged(q, k, v, params, jagged)
+    )
 
 
 def _pffn(name: str, shapes: tuple[tuple[int, ...], ...], params: GDPAParams, jagged: Jagged) -> Operation:
-    return Operation(name, shapes, lambda *x: pffn(*x, params, jagged), lambda *x: pffn_jagged(*x, params, jagged))
+    return Operation(
+        name, shapes, lambda q, k, v: pffn(q, k, v, params, jagged), lambda q, k, v: pffn_jagged(q, k, v, params, jagged)
+    )
 
 
 def main() -> int:

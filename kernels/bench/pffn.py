@@ -5,8 +5,8 @@ from __future__ import annotations
 from kernels.bench.benchmark import Batch, Case, Variant
 from kernels.bench.gdpa import GDPABenchmark
 from kernels.dispatch import pffn
-from kernels.gdpa.padded import pffn_padded
-from kernels.gdpa.reference import pffn_jagged
+from kernels.pffn.padded import pffn_padded
+from kernels.pffn.reference import pffn_jagged
 
 
 class PFFNBenchmark(GDPABenchmark):
@@ -14,7 +14,9 @@ class PFFNBenchmark(GDPABenchmark):
 
     name = "pffn"
     what = "PFFN block, fast_gelu, bf16"
-    operator, padded, plain = staticmethod(pffn), staticmethod(pffn_padded), staticmethod(pffn_jagged)
+    operator = staticmethod(pffn)
+    padded = staticmethod(pffn_padded)
+    plain = staticmethod(pffn_jagged)
 
     def cases(self) -> list[Case]:
         if self.tiny:

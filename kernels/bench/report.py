@@ -39,8 +39,9 @@ def figures(
 ) -> dict[str, Any]:
     """The closing line. `ok`: all parities hold, no sanitizer found anything, all kernels ran and were right."""
     ours = [r for r in results if r.variant == "triton"]
+    right = bool(parities) and all(p.ok for p in parities) and all(r.ok for r in ours)
     return {
-        "ok": bool(parities) and all(p.ok for p in parities) and all(s.ok is not False for s in sanitized) and all(r.ok for r in ours),
+        "ok": right and all(s.ok is not False for s in sanitized),
         "device": machine.facts["device"],
         "ceilings": {c.source: {"tflops": round(c.tflops, 1), "tbs": round(c.tbs, 3)} for c in machine.ceilings},
         "parity": {"compared": len(parities), "failed": [f"{p.operation}, {p.dtype}" for p in parities if not p.ok]},
@@ -78,24 +79,24 @@ def _kernel(machine: Machine, result: Result, results: Sequence[Result]) -> dict
 def _parity(parities: Sequence[Parity]) -> list[str]:
     good = sum(p.ok for p in parities)
     lines = [
-        f"{good} of {len(parities)} comparisons with the plain form in float64 are within their bounds (forward and all gradients).",
+        f"{good} of {len(parities)} comparisons with the plain form in float64 are within their bounds (output and gradients).",
         "An error is relative in the L2 norm; the bound is twice the plain form's own loss in that dtype plus a floor.", "",
         "| operator | dtype | worst error | of its bound | |", "|--|--|--|--|--|",
     ]  # fmt: skip
-    for p in parities:
-        lines.append(
-            f"| {p.operation} | {p.dtype} | {max(p.errors.values()):.1e} | {p.share:.2f} | {'' if p.ok else '**FAILED**'} |"
-        )
+    lines += [
+        f"| {p.operation} | {p.dtype} | {max(p.errors.values()):.1e} | {p.share:.2f} | {'' if p.ok else '**FAILED**'} |"
+        for p in parities
+    ]
     return lines
 
 
 def _legend() -> list[str]:
     return [
-        "Median of blocks of calls between CUDA events, inputs rotating so that the L2 cache cannot hold them; in brackets the",
-        "10th and 90th percentile. FLOPs and bytes are the operator's own: padding counts for nothing, inputs are read once.",
-        "*Roofline*: the least time that FLOPs and bytes can take over the time taken, by the ceilings above. *Error*: relative,",
-        "against float64 on the first samples. Ratios are to the baseline in the same case; SDPA on GDPA's shapes computes",
-        "softmax attention, another function.",
+        "Median of blocks of calls between CUDA events, inputs rotating so that the L2 cache cannot hold them; in brackets",
+        "the 10th and 90th percentile. FLOPs and bytes are the operator's own: padding counts for nothing, inputs are read",
+        "once. *Roofline*: the least time that FLOPs and bytes can take over the time taken, by the ceilings above. *Error*:",
+        "relative to float64 on the first samples. Ratios are to the baseline in the same case; SDPA on GDPA's shapes",
+        "computes softmax attention, another function.",
     ]
 
 

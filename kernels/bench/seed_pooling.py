@@ -6,7 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.bench.benchmark import Batch, Benchmark, Case, Padding, Prepared, of_autograd, offsets_of, uniform_lengths, variant
+from kernels.bench.benchmark import (
+    Batch,
+    Benchmark,
+    Case,
+    Padding,
+    Prepared,
+    of_autograd,
+    offsets_of,
+    same,
+    uniform_lengths,
+    variant,
+)
 from kernels.dispatch import seed_pooling
 from kernels.seed_pooling.reference import seed_pooling_jagged
 
@@ -53,7 +64,8 @@ class SeedPoolingBenchmark(Benchmark):
         rows = slice(sum(lengths))
         seeds, k, v = batch.leaves
         leaves = [x.detach().double().requires_grad_() for x in (seeds, k[rows], v[rows])]
-        out, _ = seed_pooling_jagged(*leaves, offsets_of(lengths, self.device))
+        seeds, k, v = leaves
+        out, _ = seed_pooling_jagged(seeds, k, v, offsets_of(lengths, self.device))
         _, dk, dv = torch.autograd.grad(out, leaves, batch.d_out[:samples].double())
         return [(out.detach(), slice(samples)), None, (dk, rows), (dv, rows)]  # the seeds' gradient is the whole batch's
 
@@ -61,7 +73,8 @@ class SeedPoolingBenchmark(Benchmark):
     def triton(self, batch: Batch) -> Prepared:
         """The operator as callers use it."""
         offsets = batch.layout["offsets"]
-        return of_autograd(lambda: seed_pooling(*batch.leaves, offsets), batch.leaves, batch.d_out, (lambda x: x,) * 4)
+        seeds, k, v = batch.leaves
+        return of_autograd(lambda: seed_pooling(seeds, k, v, offsets), batch.leaves, batch.d_out, (same,) * 4)
 
     @variant("eager (padded)", baseline=True)
     def eager(self, batch: Batch) -> Prepared:
@@ -96,7 +109,7 @@ class SeedPoolingBenchmark(Benchmark):
         def unpad(x: Tensor) -> Tensor:
             return padding.unpad(x.transpose(1, 2))
 
-        return of_autograd(lambda: operator(*leaves, real), leaves, batch.d_out, (lambda x: x, lambda x: x, unpad, unpad))
+        return of_autograd(lambda: operator(*leaves, real), leaves, batch.d_out, (same, same, unpad, unpad))
 
 
 def _dense(seeds: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:

@@ -6,7 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.bench.benchmark import Batch, Benchmark, Case, Padding, Prepared, of_autograd, offsets_of, uniform_lengths, variant
+from kernels.bench.benchmark import (
+    Batch,
+    Benchmark,
+    Case,
+    Padding,
+    Prepared,
+    of_autograd,
+    offsets_of,
+    same,
+    uniform_lengths,
+    variant,
+)
 from kernels.dispatch import window_attention
 from kernels.window.padded import window_attention as blocked
 from kernels.window.reference import window_attention_jagged
@@ -56,7 +67,8 @@ class WindowBenchmark(Benchmark):
         lengths = batch.layout["lengths"][:samples]
         rows = slice(sum(lengths))
         leaves = [x[rows].detach().double().requires_grad_() for x in batch.leaves]
-        out, _ = window_attention_jagged(*leaves, offsets_of(lengths, self.device), batch.case.sizes["window"])
+        q, k, v = leaves
+        out, _ = window_attention_jagged(q, k, v, offsets_of(lengths, self.device), batch.case.sizes["window"])
         gradients = torch.autograd.grad(out, leaves, batch.d_out[rows].double())
         return [(x.detach(), rows) for x in (out, *gradients)]
 
@@ -64,9 +76,8 @@ class WindowBenchmark(Benchmark):
     def triton(self, batch: Batch) -> Prepared:
         """The operator as callers use it."""
         offsets, window = batch.layout["offsets"], batch.case.sizes["window"]
-        return of_autograd(
-            lambda: window_attention(*batch.leaves, offsets, window), batch.leaves, batch.d_out, (lambda x: x,) * 4
-        )
+        q, k, v = batch.leaves
+        return of_autograd(lambda: window_attention(q, k, v, offsets, window), batch.leaves, batch.d_out, (same,) * 4)
 
     @variant("eager (blocked, padded)", baseline=True)
     def eager(self, batch: Batch) -> Prepared:
