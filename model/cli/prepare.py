@@ -13,8 +13,7 @@ from typing import Any
 
 from kunlun.cli import Command, UsageError
 from model.cli.console import add_json_flag, progress_bar, report
-from model.config import ConfigError
-from model.model_config import PRESETS
+from model.config import PRESETS, ConfigError
 
 DEFAULT_SCHEMA = {"metarank": PRESETS / "ranklens.schema.yaml", "synthetic": PRESETS / "synthetic.schema.yaml"}
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.config import PRESETS
 from model.data.canonical import LogFile, write_log
 from model.data.synthetic_bounds import Observations, bayes_figures
 from model.data.synthetic_world import SyntheticConfig, World, interest, position_logits, sigmoid
 from model.history import read_window, select_history
-from model.model_config import PRESETS
 from model.schema import Schema, load_schema
 
 START_MS = 1_767_225_600_000  # 2026-01-01 UTC
