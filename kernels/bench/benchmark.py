@@ -145,10 +145,9 @@ def offsets_of(lengths: Sequence[int], device: str) -> Tensor:
 
 
 class Padding:
-    """Between jagged rows [sum_T, …] and padded rows [B, T, …]."""
+    """Between jagged rows [sum_T, …] and padded rows [B, longest, …]."""
 
-    def __init__(self, lengths: Sequence[int], device: str) -> None:
-        longest = max(lengths)
+    def __init__(self, lengths: Sequence[int], longest: int, device: str) -> None:
         self.shape = (len(lengths), longest)
         real = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
         self.index = real.flatten().nonzero().squeeze(1)

@@ -52,6 +52,8 @@ def _speed(machine: Machine, tiny: bool, until: float, bar: Progress) -> tuple[l
         if time.monotonic() > until:
             skipped.append(f"{benchmark.name} {case.name}")
         else:
-            results += measure_case(machine, benchmark, case, until, lambda text: bar.update(task, description=text))
+            for result in measure_case(machine, benchmark, case, until, lambda text: bar.update(task, description=text)):
+                bar.console.print(report.line(result), highlight=False)
+                results.append(result)
         bar.advance(task)
     return results, skipped

@@ -6,7 +6,8 @@ Set 1: keys are as many as queries, sparsity 1 and 0.5. Set 2: 256 dense keys pe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -104,21 +105,19 @@ class GDPABenchmark(Benchmark):
     @variant("eager (padded)", baseline=True)
     def eager(self, batch: Batch) -> Prepared:
         """What plain PyTorch does: rows padded to the longest sample, scores in device memory."""
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.padded(q, k, v, PARAMS)
-
-        return self._padded(batch, attend)
+        return self._padded(batch, self._dense)
 
     @variant("torch.compile (padded)", compiled=True)
     def compiled(self, batch: Batch) -> Prepared:
         """The same, fused by the compiler."""
-        torch._dynamo.reset()
+        return self._padded(batch, self._compiled)
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.padded(q, k, v, PARAMS)
+    @cached_property
+    def _compiled(self) -> Any:
+        return torch.compile(self._dense, dynamic=False)
 
-        return self._padded(batch, torch.compile(attend, dynamic=False))
+    def _dense(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.padded(q, k, v, PARAMS)
 
     @variant("SDPA (softmax, padded)", comparable=True)
     def sdpa(self, batch: Batch) -> Prepared:
@@ -132,7 +131,7 @@ class GDPABenchmark(Benchmark):
 
     def _padded(self, batch: Batch, operator) -> Prepared:  # type: ignore[no-untyped-def]
         size = batch.case.sizes
-        padding = Padding(batch.layout["lengths"], self.device)
+        padding = Padding(batch.layout["lengths"], batch.case.sizes["T"], self.device)
         dense = size["n_kv"] is not None
         with torch.no_grad():
             q, k, v = (x.unflatten(0, (size["B"], -1)) if dense and i else padding.pad(x) for i, x in enumerate(batch.leaves))

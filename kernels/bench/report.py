@@ -53,6 +53,12 @@ def figures(
     }  # fmt: skip
 
 
+def line(result: Result) -> str:
+    """One result for the person watching."""
+    found = result.failure if result.timing is None else f"{1e3 * result.timing.median_s:.3f} ms"
+    return f"{result.benchmark}, {result.case}, {result.variant}, {result.direction}: {found}"
+
+
 def roofline(result: Result, ceilings: Ceilings) -> float:
     """The least time over the time taken."""
     assert result.timing is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -84,8 +87,11 @@ class SeedPoolingBenchmark(Benchmark):
     @variant("torch.compile (padded)", compiled=True)
     def compiled(self, batch: Batch) -> Prepared:
         """The same, fused by the compiler."""
-        torch._dynamo.reset()
-        return self._padded(batch, torch.compile(_dense, dynamic=False))
+        return self._padded(batch, self._compiled)
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return torch.compile(_dense, dynamic=False)
 
     @variant("SDPA (length mask, padded)")
     def sdpa(self, batch: Batch) -> Prepared:
@@ -98,7 +104,7 @@ class SeedPoolingBenchmark(Benchmark):
         return self._padded(batch, attend)
 
     def _padded(self, batch: Batch, operator) -> Prepared:  # type: ignore[no-untyped-def]
-        padding = Padding(batch.layout["lengths"], self.device)
+        padding = Padding(batch.layout["lengths"], batch.case.sizes["T"], self.device)
         lengths = torch.tensor(batch.layout["lengths"], device=self.device)
         real = (torch.arange(padding.shape[1], device=self.device) < lengths[:, None])[:, None, None, :]
         seeds = batch.leaves[0].detach().requires_grad_()
