@@ -36,14 +36,16 @@ def store_rows(base, rows, limit, head, x, HEADS: tl.constexpr, HEAD_WIDTH: tl.c
 
 
 @triton.jit
+def load_index(pointer, index, default):
+    """pointer[index], or `default` without a pointer: None, or NULL in a kernel that was compiled ahead of time."""
+    return default if pointer is None else tl.load(pointer + index, mask=pointer.to(tl.int64) != 0, other=default)
+
+
+@triton.jit
 def work_unit(tiles, unit, units_per_sample, UNIT_ROWS: tl.constexpr):
     """(sample, first row) of a program: from the work list, or by counting `units_per_sample`; sample −1: nothing to do."""
-    if tiles is None:
-        sample = unit // units_per_sample
-        first = (unit % units_per_sample) * UNIT_ROWS
-    else:
-        sample = tl.load(tiles + 2 * unit)
-        first = tl.load(tiles + 2 * unit + 1)
+    sample = load_index(tiles, 2 * unit, unit // units_per_sample)
+    first = load_index(tiles, 2 * unit + 1, (unit % units_per_sample) * UNIT_ROWS)
     return sample, first
 
 
@@ -51,14 +53,14 @@ def work_unit(tiles, unit, units_per_sample, UNIT_ROWS: tl.constexpr):
 def row_range(offsets, lengths, sample):
     """(first row int64, rows) of a sample: from offsets, with `lengths` for rows that are padded behind."""
     start = tl.load(offsets + sample)
-    length = tl.load(offsets + sample + 1) - start if lengths is None else tl.load(lengths + sample)
+    length = load_index(lengths, sample, tl.load(offsets + sample + 1) - start)
     return start.to(tl.int64), length
 
 
 @triton.jit
 def block_range(k_offsets, kv_index, sample, N_KV: tl.constexpr):
     """(first row int64, rows) of the K/V block that a sample reads; N_KV 0: jagged blocks."""
-    block = sample if kv_index is None else tl.load(kv_index + sample)
+    block = load_index(kv_index, sample, sample)
     if k_offsets is None:
         start = block.to(tl.int64) * N_KV
         length = block * 0 + N_KV

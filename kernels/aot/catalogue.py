@@ -1,0 +1,97 @@
+"""The shipped variants of every kernel as the ahead-of-time compiler takes them: one list per compute capability."""
+
+from __future__ import annotations
+
+from kernels import variants as shipped
+from kernels.aot import tiles
+from kernels.aot.variant import CONSTEXPR, Variant, Work
+from kernels.triton_activations import activation_codes
+from kernels.variants import Blocks
+
+_TRITON = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
+_C_DTYPE = {"f32": "KUNLUN_F32", "f16": "KUNLUN_F16", "bf16": "KUNLUN_BF16"}
+_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+ACTIVATION = "fast_gelu"  # of every shipped variant: the presets' and the published benchmarks'
+INDEX = "*i32"
+
+
+def variants(sm: int) -> list[Variant]:
+    """Everything that is shipped for one compute capability."""
+    return [gdpa(v, tiles.blocks(v, sm)) for v in shipped.shipped()]
+
+
+def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
+    """GDPA or the PFFN block: arguments are read from `kunlun_gdpa_params`; NULL pointers are NULL in the kernel, too."""
+    resident = 0 < v.n_kv <= tile.n
+    unit_tiles = tile.unit_tiles if resident and v.operator == "gdpa" else 1
+    unit = tile.m * unit_tiles
+    codes, per_head = activation_codes((ACTIVATION,), v.heads)
+    constants: dict[str, object] = {
+        "HEADS": v.heads, "HEAD_WIDTH": v.head_width, "N_KV": v.n_kv, "CODES": codes, "PER_HEAD": per_head,
+        "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_D": shipped.padded_width(v.head_width),
+    }  # fmt: skip
+    tensors = {name: f"p->{name}" for name in ("q", "k", "v", "out")}
+    indices = {
+        "tiles": "p->units", "q_offsets": "p->q_offsets", "q_lengths": "p->q_lengths", "k_offsets": "p->k_offsets",
+        "kv_index": "p->kv_index",
+    }  # fmt: skip
+    scalars = {"scale_in": "p->scale_in", "scale_out": "p->scale_out"}
+    per_sample = f"static_cast<int32_t>(ceil_div(p->max_length > 0 ? p->max_length : 1, {unit}))"
+    units = f"p->units ? p->unit_count : ceil_div(p->max_length, {unit}) * static_cast<uint64_t>(p->samples)"
+    counts = {"units_per_sample": per_sample}
+    if v.operator == "gdpa":
+        kernel, grid = "kernels.gdpa.triton_forward:gdpa_forward", (units, "p->heads", "1")
+        constants |= {"SHARED_Q": False, "WINDOWED": False, "UNIT_TILES": unit_tiles}
+        counts["window"] = "-1"
+        none: tuple[str, ...] = ()
+    else:
+        kernel, grid = "kernels.pffn.triton_forward:pffn_forward", (units, "1", "1")
+        constants["KEEP"] = tile.keep
+        scalars["eps"] = "p->eps"
+        none = ("mean", "rstd", "rrms")
+    if v.n_kv:
+        none += ("k_offsets",)
+        del indices["k_offsets"]
+    arguments = tensors | indices | scalars | counts
+    kinds = dict.fromkeys(tensors, _TRITON[v.dtype]) | dict.fromkeys(indices, INDEX)
+    kinds |= dict.fromkeys(scalars, "fp32") | dict.fromkeys(counts, "i32")
+    order = _argument_names(kernel)
+    constants |= dict.fromkeys(none)
+    return Variant(
+        family="gdpa_forward",
+        name=v.name,
+        kernel=kernel,
+        signature={name: kinds.get(name, CONSTEXPR) for name in order},
+        constants={name: constants[name] for name in order if name not in kinds},
+        arguments=arguments,
+        grid=grid,
+        when={
+            "dtype": _C_DTYPE[v.dtype],
+            "activation": f"KUNLUN_{ACTIVATION.upper()}",
+            "block": str(int(v.operator == "pffn")),
+            "heads": str(v.heads),
+            "head_width": str(v.head_width),
+            "n_kv": str(v.n_kv),
+        },
+        work=gdpa_work(v),
+        aligned=frozenset(tensors),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        unit_rows=unit,
+    )
+
+
+def gdpa_work(v: shipped.Variant) -> Work:
+    """Per query row of one head: 4 · n_kv · d_h FLOPs; q read once and out written once. K/V are read once per sample and
+    are small beside them (model_spec of GDPA: n_kv rows against hundreds of query rows). LONG counts as 1,024 keys."""
+    n_kv = v.n_kv or 1024
+    return Work(v.dtype, 4.0 * n_kv * v.head_width, 2.0 * v.head_width * _BYTES[v.dtype], float(n_kv))
+
+
+def _argument_names(kernel: str) -> list[str]:
+    """The kernel's arguments in order."""
+    import importlib
+
+    module, name = kernel.split(":")
+    found: list[str] = getattr(importlib.import_module(module), name).arg_names
+    return found

@@ -1,0 +1,141 @@
+"""The GPUs that are compiled for: what limits occupancy on each, and the peaks behind a roofline.
+
+Limits are those of the CUDA C++ Programming Guide ("Compute Capabilities"); peaks are the dense, non-sparse figures of
+NVIDIA's data sheets for the named product. Figures of one product stand for its whole compute capability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """One compute capability.
+
+    `peak_tflops` by dtype name; f32 is TF32 on the tensor cores, which is what a Triton `tl.dot` of f32 may use, while
+    `fma_tflops` is the plain f32 pipe. `bandwidth_tbs` is device memory, in TB/s. `mufu_per_clock` counts special-function
+    results per SM and clock. `tensor_ops`: the SASS mnemonics that prove tensor cores are used the native way.
+    """
+
+    sm: int
+    product: str
+    multiprocessors: int
+    clock_ghz: float
+    warps: int  # resident per multiprocessor
+    blocks: int
+    shared_bytes: int  # per multiprocessor; one KiB of it is the system's for each block
+    block_shared_bytes: int  # largest a block may ask for
+    bandwidth_tbs: float
+    peak_tflops: dict[str, float]
+    fma_tflops: float
+    tensor_ops: tuple[str, ...]
+    registers: int = 65_536
+    mufu_per_clock: int = 16
+
+    @property
+    def name(self) -> str:
+        return f"sm_{self.sm}"
+
+
+_KIB = 1024
+TARGETS: tuple[Target, ...] = (
+    Target(
+        sm=80,
+        product="A100 SXM 80 GB",
+        multiprocessors=108,
+        clock_ghz=1.41,
+        warps=64,
+        blocks=32,
+        shared_bytes=164 * _KIB,
+        block_shared_bytes=163 * _KIB,
+        bandwidth_tbs=2.039,
+        peak_tflops={"f16": 312, "bf16": 312, "f32": 156},
+        fma_tflops=19.5,
+        tensor_ops=("HMMA",),
+    ),
+    Target(
+        sm=86,
+        product="A10",
+        multiprocessors=72,
+        clock_ghz=1.695,
+        warps=48,
+        blocks=16,
+        shared_bytes=100 * _KIB,
+        block_shared_bytes=99 * _KIB,
+        bandwidth_tbs=0.6,
+        peak_tflops={"f16": 125, "bf16": 125, "f32": 62.5},
+        fma_tflops=31.2,
+        tensor_ops=("HMMA",),
+    ),
+    Target(
+        sm=89,
+        product="L40S",
+        multiprocessors=142,
+        clock_ghz=2.52,
+        warps=48,
+        blocks=24,
+        shared_bytes=100 * _KIB,
+        block_shared_bytes=99 * _KIB,
+        bandwidth_tbs=0.864,
+        peak_tflops={"f16": 362, "bf16": 362, "f32": 183},
+        fma_tflops=91.6,
+        tensor_ops=("HMMA",),
+    ),
+    Target(
+        sm=90,
+        product="H100 SXM",
+        multiprocessors=132,
+        clock_ghz=1.83,
+        warps=64,
+        blocks=32,
+        shared_bytes=228 * _KIB,
+        block_shared_bytes=227 * _KIB,
+        bandwidth_tbs=3.35,
+        peak_tflops={"f16": 989, "bf16": 989, "f32": 494.5},
+        fma_tflops=66.9,
+        tensor_ops=("HGMMA",),
+    ),
+    Target(
+        sm=100,
+        product="B200",
+        multiprocessors=148,
+        clock_ghz=1.85,
+        warps=64,
+        blocks=32,
+        shared_bytes=228 * _KIB,
+        block_shared_bytes=227 * _KIB,
+        bandwidth_tbs=8.0,
+        peak_tflops={"f16": 2250, "bf16": 2250, "f32": 1125},
+        fma_tflops=75.0,
+        tensor_ops=("UTCHMMA", "UTCQMMA", "UTCMMA"),
+    ),
+    Target(
+        sm=120,
+        product="RTX PRO 6000",
+        multiprocessors=188,
+        clock_ghz=2.617,
+        warps=48,
+        blocks=24,
+        shared_bytes=100 * _KIB,
+        block_shared_bytes=99 * _KIB,
+        bandwidth_tbs=1.792,
+        peak_tflops={"f16": 503.8, "bf16": 503.8, "f32": 251.9},
+        fma_tflops=125.0,
+        tensor_ops=("HMMA",),
+    ),
+)
+BY_SM = {target.sm: target for target in TARGETS}
+
+# What is shipped as PTX besides the cubins: the driver compiles it for any GPU that no cubin fits. PTX of sm_90a and later
+# is bound to its architecture and would not carry over. Version 8.0 is CUDA 12.0, the oldest driver (R525) that also
+# loads the cubins of the bundled ptxas 12.8.
+PTX_SM = 80
+PTX_VERSION = 80
+
+
+def target(sm: int) -> Target:
+    """The target of a compute capability (80 for sm_80); raises `ValueError` on others than the supported ones."""
+    if sm not in BY_SM:
+        raise ValueError(f"sm: expected one of {', '.join(map(str, BY_SM))}, found {sm}")
+    return BY_SM[sm]

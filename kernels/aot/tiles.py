@@ -1,0 +1,80 @@
+"""Tile sizes per compute capability for kernels that are compiled ahead of time: the largest that spill no register.
+
+`kernels.variants.blocks` is tuned on one GPU; its tiles need more registers or shared memory than others have. The table
+`tiles.json` holds, for each class of variant and each SM, the first of `candidates` that compiled without a spill and
+fits; `python -m kernels.aot tiles` finds them again after a change of the kernels (minutes), and the static report refuses a
+table that no longer holds.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import astuple, replace
+from pathlib import Path
+
+from kernels import variants as shipped
+from kernels.aot.targets import Target
+from kernels.variants import Blocks
+
+TABLE = Path(__file__).parent / "tiles.json"
+_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+
+
+def tile_class(v: shipped.Variant) -> str:
+    """Variants of one class share tile sizes: f16 and bf16 compile alike, heads only change strides."""
+    bits = 32 if v.dtype == "f32" else 16
+    return f"{v.operator}_{bits}bit_{shipped.padded_width(v.head_width)}_kv{v.n_kv or 'long'}"
+
+
+def blocks(v: shipped.Variant, sm: int) -> Blocks:
+    """Tile sizes of a shipped variant on one SM: the table's, or the tuned ones where it has none."""
+    found = _table().get(tile_class(v), {}).get(str(sm))
+    return found or tuned(v)
+
+
+def tuned(v: shipped.Variant) -> Blocks:
+    """What `kernels.variants` says for a just-in-time launch."""
+    return shipped.blocks(v.operator, "forward", _BYTES[v.dtype], v.head_width, v.n_kv)
+
+
+def candidates(v: shipped.Variant) -> Iterator[Blocks]:
+    """From the tuned tiles downwards: fewer stages, then more warps for the same tile, then smaller tiles."""
+    start = tuned(v)
+    tiles = [(start.m, start.n), (64, start.n), (64, min(start.n, 64)), (32, min(start.n, 64)), (32, 32), (16, 32)]
+    for m, n in dict.fromkeys(tiles):
+        if m > start.m or n > start.n:
+            continue
+        for warps in dict.fromkeys((start.warps if m == start.m else 4, 8 if m >= 64 else 4)):
+            for stages in range(start.stages, 0, -1):
+                yield replace(start, m=m, n=n, warps=warps, stages=stages)
+
+
+def fits(target: Target, stack_bytes: int, shared_bytes: int) -> bool:
+    """No spills, and no more shared memory than a block may have."""
+    return stack_bytes == 0 and shared_bytes <= target.block_shared_bytes
+
+
+def write_table(found: dict[str, dict[str, Blocks]]) -> None:
+    """One line per class, so that a change is readable in a diff."""
+    lines = [
+        f"  {json.dumps(name)}: {json.dumps({sm: astuple(b) for sm, b in sorted(row.items(), key=lambda x: int(x[0]))})}"
+        for name, row in sorted(found.items())
+    ]
+    TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    _table.cache_clear()
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, Blocks]]:
+    if not TABLE.exists():
+        return {}
+    table: dict[str, dict[str, list[int]]] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {
+        name: {
+            sm: Blocks(m, n, warps, stages, unit_tiles, bool(keep))
+            for sm, (m, n, warps, stages, unit_tiles, keep) in row.items()
+        }
+        for name, row in table.items()
+    }

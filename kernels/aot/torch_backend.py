@@ -1,0 +1,101 @@
+"""The launcher library under torch: GDPA and the PFFN block on CUDA tensors, for inference.
+
+The backend `"aot"` of the dispatcher. It launches on torch's current stream, so it works inside CUDA graphs; a variant is
+loaded at its first call on a device, which therefore must not happen during capture. No gradients: the library holds
+forward kernels alone.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels.aot.library import ACTIVATIONS, DTYPES, GDPAParams, KernelError, KernelLibrary, Status
+from kernels.gdpa import params as gdpa_params
+from kernels.gdpa.params import Jagged
+
+_DTYPES = {torch.float32: DTYPES["f32"], torch.float16: DTYPES["f16"], torch.bfloat16: DTYPES["bf16"]}
+LIBRARY_VARIABLE = "KUNLUN_KERNELS"  # path of libkunlun_kernels.so
+
+
+@cache
+def library() -> KernelLibrary:
+    """The library that `KUNLUN_KERNELS` names, or the one that `python -m kernels.aot build` made here."""
+    from kernels.aot.build import LIBRARY
+
+    path = Path(os.environ.get(LIBRARY_VARIABLE) or Path("build/kernels") / LIBRARY)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no launcher library; run `python -m kernels.aot build` or set {LIBRARY_VARIABLE}")
+    return KernelLibrary(path.resolve())
+
+
+def describe(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, max_length: int,
+    block: bool = False, eps: float = 1e-5,
+) -> GDPAParams:  # fmt: skip
+    """The C struct of a call: q, out [rows, H, d_h], k, v [blocks · n_kv, H, d_h], contiguous, on one CUDA device.
+
+    `max_length`: no sample is longer; the host knows it without reading offsets. Index tensors must be int32. Raises
+    `ValueError` for what the C interface cannot express. The tensors must outlive the launch.
+    """
+    if len(set(params.activation)) != 1:
+        raise ValueError(f"activation: expected one for all heads ahead of time, found {', '.join(params.activation)}")
+    if jagged.window is not None or jagged.shared_q:
+        raise ValueError("jagged: windows and shared queries are compiled just in time only; use the backend 'triton'")
+    for name, x in (("q", q), ("k", k), ("v", v), ("out", out)):
+        if not x.is_contiguous() or x.dtype != q.dtype or x.dtype not in _DTYPES:
+            raise ValueError(f"{name}: expected a contiguous tensor of f32, f16 or bf16 like q, found {x.dtype}, {x.stride()}")
+    indices = {"q_offsets": jagged.q_offsets, "k_offsets": jagged.k_offsets, "kv_index": jagged.kv_index}
+    for name, index in indices.items():
+        if index is not None and (index.dtype != torch.int32 or not index.is_contiguous()):
+            raise ValueError(f"{name}: expected contiguous int32, found {index.dtype}")
+    return GDPAParams(
+        dtype=_DTYPES[q.dtype],
+        activation=ACTIVATIONS.index(params.activation[0]),
+        block=int(block),
+        q=q.data_ptr(),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        out=out.data_ptr(),
+        **{name: index.data_ptr() for name, index in indices.items() if index is not None},
+        max_length=max_length,
+        samples=len(jagged.q_offsets) - 1,
+        heads=q.shape[1],
+        head_width=q.shape[2],
+        n_kv=jagged.n_kv or 0,
+        scale_in=params.scale_in,
+        scale_out=params.scale_out,
+        eps=eps,
+    )
+
+
+def launch(call: GDPAParams) -> None:
+    """Enqueues on torch's current stream, loading the variant first where this context has not. Raises `KernelError`."""
+    stream = torch.cuda.current_stream().cuda_stream
+    try:
+        library().gdpa_forward(call, stream)
+    except KernelError as error:
+        if error.status is not Status.NOT_PREPARED:
+            raise
+        library().prepare_gdpa(call)
+        library().gdpa_forward(call, stream)
+
+
+def gdpa(q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, max_length: int) -> Tensor:
+    """GDPA of jagged rows; shapes as `kernels.gdpa.reference.gdpa_jagged`."""
+    out = torch.empty_like(q)
+    launch(describe(q, k, v, out, params, jagged, max_length))
+    return out
+
+
+def pffn(
+    q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, max_length: int, eps: float = 1e-5
+) -> Tensor:
+    """The PFFN block of jagged rows; shapes as `kernels.pffn.reference.pffn_jagged`."""
+    out = torch.empty_like(q)
+    launch(describe(q, k, v, out, params, jagged, max_length, block=True, eps=eps))
+    return out

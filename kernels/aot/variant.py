@@ -1,0 +1,89 @@
+"""What a kernel must say about itself to be compiled ahead of time and launched from C.
+
+A variant is one specialisation of one Triton kernel for one SM. Its `arguments` and `grid` are C++ expressions over `p`,
+a pointer to the family's parameter struct of `kunlun_kernels.h`; the code generator pastes them into a launch function, so
+the C++ compiler checks that every name and type exists.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CONSTEXPR = "constexpr"
+# Triton type → the C++ type whose address is passed to the driver. Pointers are device addresses.
+C_TYPES = {"i32": "int32_t", "i64": "int64_t", "u32": "uint32_t", "u64": "uint64_t", "fp32": "float", "fp64": "double"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Costs per unit of work (one query row of one head), for the roofline. Bytes are what must cross device memory once.
+
+    `dtype`: of the matrix operands. `scores`: activations evaluated, for the special-function unit.
+    """
+
+    dtype: str
+    flops: float
+    bytes: float
+    scores: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel specialisation.
+
+    family: the C entry, for example `gdpa_forward`, whose struct is `kunlun_gdpa_params`;
+    name: unique among the variants of an SM, a C identifier, the same on every SM;
+    kernel: `module:function` of the `triton.jit` function;
+    signature: argument → Triton type (`*bf16`, `i32`, `fp32`, …) or `constexpr`, in the kernel's order;
+    constants: values of the constexpr arguments;
+    arguments: argument → C++ expression, one for each that is no constexpr;
+    grid: C++ expressions of the launch grid; a factor of 0 means that there is nothing to do;
+    when: struct field → C++ constant it must equal for this variant to apply;
+    bounds: further C++ conditions over `p`;
+    aligned: pointer arguments known to be multiples of 16 bytes, and integers known to be multiples of 16.
+    """
+
+    family: str
+    name: str
+    kernel: str
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    arguments: Mapping[str, str]
+    grid: tuple[str, str, str]
+    when: Mapping[str, str]
+    work: Work
+    bounds: tuple[str, ...] = ()
+    aligned: frozenset[str] = frozenset()
+    num_warps: int = 4
+    num_stages: int = 2
+    num_ctas: int = 1
+    unit_rows: int = 1  # query rows of one grid unit
+    order: int = 0  # of variants that apply to the same parameters, the lower is used
+
+    def __post_init__(self) -> None:
+        passed = {name for name, kind in self.signature.items() if kind != CONSTEXPR}
+        for what, expected, found in (
+            ("arguments", passed, set(self.arguments)),
+            ("constants", set(self.signature) - passed, set(self.constants)),
+        ):
+            if expected != found:
+                raise ValueError(
+                    f"variant {self.name}: {what} must name exactly {sorted(expected)}; "
+                    f"missing {sorted(expected - found)}, unexpected {sorted(found - expected)}"
+                )
+
+    def c_types(self) -> dict[str, str]:
+        """Argument → C++ type, in the order of the kernel's parameters (constexpr arguments are not passed)."""
+        passed = {name: kind for name, kind in self.signature.items() if kind != CONSTEXPR}
+        return {name: "const void*" if kind.startswith("*") else C_TYPES[kind] for name, kind in passed.items()}
+
+    def function(self) -> Any:
+        """The `triton.jit` function; raises `RuntimeError` in interpret mode, where nothing can be compiled."""
+        if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+            raise RuntimeError("TRITON_INTERPRET is set: kernels are compiled in a process without it")
+        module, name = self.kernel.split(":")
+        return getattr(importlib.import_module(module), name)
