@@ -22,6 +22,17 @@ def visible_history(arrivals: Records, event: EventType, request_ms: int) -> Rec
     return select_history(window, event.cap)
 
 
+def visible_lengths(arrivals: Records, event: EventType, request_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Lengths [N] of the histories that requests at these times see of one user's arrivals, all of them, in arrival order."""
+    arrived = np.searchsorted(arrivals[ARRIVAL_MS], request_ms, side="left")
+    if event.min_fold_interval_s <= 0:
+        return np.minimum(arrived, event.cap)
+    seen = zip(arrived.tolist(), request_ms.tolist(), strict=True)
+    window, interval = event.read_window, event.min_fold_interval_s
+    lengths = (min(event.cap, len(folded(arrivals[max(0, n - window) : n], interval, now))) for n, now in seen)
+    return np.fromiter(lengths, np.int64, len(request_ms))
+
+
 def select_history(arrivals: Records, cap: int) -> Records:
     """The newest `cap` events by event time, oldest first, among the newest arrivals [N] → [≤ cap]."""
     window = arrivals[-read_window(cap) :]
@@ -56,4 +67,13 @@ def ages_s(history: Records, newest_ms: int) -> NDArray[np.float32]:
     return ((newest_ms - history[TIME_MS]) / 1000.0).astype(np.float32)
 
 
-__all__ = ["ages_s", "arrived_before", "folded", "newest_event_ms", "read_window", "select_history", "visible_history"]
+__all__ = [
+    "ages_s",
+    "arrived_before",
+    "folded",
+    "newest_event_ms",
+    "read_window",
+    "select_history",
+    "visible_history",
+    "visible_lengths",
+]

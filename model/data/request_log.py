@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from model.config import ConfigError
 from model.data.canonical import CanonicalLog, LogFile, read_log
 from model.hashing import MISSING_KEY, string_keys
-from model.history import arrived_before, visible_history
+from model.history import arrived_before, visible_history, visible_lengths
 from model.records import (
     ARRIVAL_MS,
     ITEM,
@@ -83,6 +83,17 @@ class RequestLog:
             event.name: visible_history(arrived_before(self.events[event.name].of_user(user), now), event, now)
             for event in self.schema.events
         }
+
+    def history_lengths(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many events of each type the given requests see, [N, event types], as `histories` has them."""
+        lengths = np.zeros((len(requests), len(self.schema.events)), dtype=np.int64)
+        order = np.argsort(self.user_index[requests], kind="stable")
+        users, starts = np.unique(self.user_index[requests][order], return_index=True)
+        for user, own in zip(users.tolist(), np.split(order, starts[1:]), strict=True):
+            times = self.time_ms[requests[own]]
+            for number, event in enumerate(self.schema.events):
+                lengths[own, number] = visible_lengths(self.events[event.name].of_user(user), event, times)
+        return lengths
 
     def shown(self, request: int) -> slice:
         """The request's rows in the shown-item arrays."""

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from model.ranker import KunlunRanker
+
 
 class WeightAverage:
     """The average of named dense parameters and of table parameters (updated by sparse gradients)."""
@@ -79,3 +81,13 @@ class WeightAverage:
     def _swap(self) -> None:
         for name, p in (self.dense | self.tables).items():
             p.data, self.averages[name] = self.averages[name], p.data
+
+
+def weight_average(model: KunlunRanker, position_bias: nn.Module, decay: float | None) -> WeightAverage | None:
+    """The average of all of a run's weights; None without a decay."""
+    if decay is None:
+        return None
+    tables = {f"tables.{name}": model.tables.weight(name) for name in model.tables.names}
+    owned = {id(p) for p in tables.values()}
+    named = [*model.named_parameters(prefix="model"), *position_bias.named_parameters(prefix="position")]
+    return WeightAverage({name: p for name, p in named if id(p) not in owned}, tables, decay)

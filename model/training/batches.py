@@ -7,7 +7,7 @@ alone hides things (`AugmentConfig`): whole or older parts of histories, and sho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +30,6 @@ class EncodedTensors:
     rows: Tensor
     dense: Tensor
 
-    def to(self, device: torch.device) -> EncodedTensors:
-        return EncodedTensors(_copied(self.rows, device), _copied(self.dense, device))
-
 
 @dataclass(frozen=True)
 class HistoryTensors:
@@ -41,9 +38,6 @@ class HistoryTensors:
     events: EncodedTensors
     age_s: Tensor
     lengths: Tensor
-
-    def to(self, device: torch.device) -> HistoryTensors:
-        return HistoryTensors(self.events.to(device), _copied(self.age_s, device), _copied(self.lengths, device))
 
 
 @dataclass(frozen=True)
@@ -67,17 +61,28 @@ class Batch:
         return len(self.request_index)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`; copies to a GPU are queued behind its work, the host does not wait for them."""
-        if device.type == "cpu":
-            return self
+        """The batch on `device`; copies from `pinned` memory to a GPU are queued behind its work, the host does not wait."""
+        return self if device.type == "cpu" else self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self, device: torch.device) -> Batch:
+        """The batch in host memory that `device` copies from by itself."""
+        return self if device.type == "cpu" else self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        def encoded(group: EncodedTensors) -> EncodedTensors:
+            return EncodedTensors(change(group.rows), change(group.dense))
+
+        histories = {
+            event: HistoryTensors(encoded(h.events), change(h.age_s), change(h.lengths)) for event, h in self.histories.items()
+        }
         return Batch(
-            self.users.to(device),
-            {event: history.to(device) for event, history in self.histories.items()},
-            self.contexts.to(device),
-            self.items.to(device),
-            _copied(self.request_index, device),
-            _copied(self.positions, device),
-            _copied(self.labels, device),
+            encoded(self.users),
+            histories,
+            encoded(self.contexts),
+            encoded(self.items),
+            change(self.request_index),
+            change(self.positions),
+            change(self.labels),
         )
 
 
@@ -130,13 +135,6 @@ class BatchMaker:
         )
 
 
-def batch_order(requests: NDArray[np.int64], size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Requests in random order, cut into batches."""
-    shuffled = rng.permutation(requests)
-    for start in range(0, len(shuffled), size):
-        yield shuffled[start : start + size]
-
-
 def _hide(
     histories: dict[str, NDArray[np.void]], augment: AugmentConfig, rng: np.random.Generator
 ) -> dict[str, NDArray[np.void]]:
@@ -148,10 +146,6 @@ def _hide(
         share = rng.random()
         return {e: h[len(h) - int(len(h) * share) :] for e, h in histories.items()}
     return histories
-
-
-def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _tensors(encoded: Encoded) -> EncodedTensors:

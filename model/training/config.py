@@ -38,6 +38,20 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class OnNaN(StrEnum):
+    """What a step does whose loss or gradients are not finite: end the run, or leave the weights as they are."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+class RefitLength(StrEnum):
+    """How long a refit trains: as many steps as the selected model had, or as many passes over its (larger) data."""
+
+    STEPS = "steps"
+    PASSES = "passes"
+
+
 class EmbeddingDecay(StrEnum):
     """When rows of embedding tables decay (see `model.training.rowwise_adagrad`)."""
 
@@ -94,7 +108,16 @@ class TrainConfig(StrictModel):
     with this probability, all others always; probabilities and figures stay those of the full distribution. On a log
     that was down-sampled before, this is a share of what it holds (see `model.training.negative_sampling`).
     `warm_start`: directory of an earlier run whose parameters this one begins with (see `model.training.warm_start`).
+    `batch_work`: history events and shown items per batch, in place of `batch_requests`; `sort_batches` batches at a time are
+    sorted by history length. `shuffle_requests`: window of the shuffle (see `model.training.plan`). `prefetch`: batches
+    made ahead on a thread (0: none).
     `device`, `precision`: where and how it computes; by default on a GPU if there is one (see `model.training.device`).
+    `peak_flops`: FLOP/s of the device, in place of the table's or the measured ones (see `model.training.peak`).
+    `on_nan`: what becomes of a step that is not finite, with `skip` up to `max_skipped_steps` times in a run
+    (see `model.training.alarms`).
+    `patience`: evaluations without a better validation NE after which training ends.
+    `refit_on_validation`: the run's model is trained once more on training and validation part together, as long as the
+    best step took (see `model.training.fit_run`).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "kunlun"
@@ -103,6 +126,10 @@ class TrainConfig(StrictModel):
     split: SplitKind = SplitKind.TIME
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_requests: Annotated[int, Field(ge=1)] = 64
+    batch_work: Annotated[int, Field(ge=1)] | None = None
+    sort_batches: Annotated[int, Field(ge=1)] = 32
+    shuffle_requests: Annotated[int, Field(ge=1)] = 262_144
+    prefetch: Annotated[int, Field(ge=0)] = 2
     negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -114,6 +141,11 @@ class TrainConfig(StrictModel):
     threads: Annotated[int, Field(ge=0)] = 0
     device: DeviceKind = DeviceKind.AUTO
     precision: Precision = Precision.AUTO
+    peak_flops: Annotated[float, Field(gt=0)] | None = None
+    on_nan: OnNaN = OnNaN.STOP
+    max_skipped_steps: Annotated[int, Field(ge=1)] = 20
+    refit_on_validation: bool = False
+    refit_length: RefitLength = RefitLength.STEPS
 
     @model_validator(mode="after")
     def _preset_exists(self) -> TrainConfig:

@@ -6,13 +6,13 @@ training saw a sample, and one of a down-sampled log counts by its weight.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.artifact import Calibration
 from model.config import ConfigError
 from model.data.request_log import RequestLog
 from model.data.split import split_requests
@@ -24,7 +24,7 @@ from model.training.calibration import calibrated, fit_platt
 from model.training.config import DeviceKind, Precision
 from model.training.device import Compute
 from model.training.predict import labels_and_weights, predict_logits, with_position
-from model.training.run import BEST, TrainingRun
+from model.training.run import BEST, SELECTION, TrainingRun
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def predict_held_out(run: TrainingRun, log: RequestLog, part: str) -> HeldOut:
     if not run.result:
         raise ConfigError(f"{run.path}: training has not ended; finish it with `kunlun train … --resume`")
     run.check_data(log)
+    if run.config.refit_on_validation and part == "validation":
+        raise ConfigError(f"{run.path}: was refitted on the validation part; measure {run.path / SELECTION} on it")
     device = DeviceKind.CPU if run.config.device is DeviceKind.CPU else DeviceKind.AUTO
     model = run.load_model().to(Compute.resolve(device, Precision.F32).device)
     maker = BatchMaker(log, run.encoder)
@@ -79,31 +81,39 @@ def predict_held_out(run: TrainingRun, log: RequestLog, part: str) -> HeldOut:
     requests: NDArray[np.int64] = getattr(split, part)
     logits = predict_logits(model, maker, requests, calibrated=True)
     bias = run.load(BEST)[1]["position"]["table"].numpy()
-    rates = {task: c["negative_rate"] for task, c in run.result["calibration"].items()}
-    with_position = _ne_with_position(model, maker, bias, rates, split.validation, requests)
+    with_position = _ne_with_position(run, model, maker, bias, split.validation, requests)
     return HeldOut(run, log, part, requests, 1 / (1 + np.exp(-logits.astype(np.float64))), with_position)
 
 
 def _ne_with_position(
+    run: TrainingRun,
     model: KunlunRanker,
     maker: BatchMaker,
     bias: NDArray[np.float32],
-    negative_rates: Mapping[str, float],
     validation: NDArray[np.int64],
     requests: NDArray[np.int64],
 ) -> dict[str, float]:
-    """NE of predictions that know the shown position, which serving does not; calibrated on validation like the others."""
+    """NE of predictions that know the shown position, which serving does not.
+
+    Calibrated on validation like the others; a refit, which has trained on that, keeps the line that it serves with.
+    """
 
     def logits_of(part: NDArray[np.int64]) -> NDArray[np.float32]:
         return with_position(predict_logits(model, maker, part, calibrated=False), bias, maker, part)
 
-    fit_logits, (fit_labels, fit_weights) = logits_of(validation), labels_and_weights(maker, validation)
+    lines = {task: Calibration(**c) for task, c in run.result["calibration"].items()}
+    if not run.config.refit_on_validation:
+        fit_logits, (known, stands_for) = logits_of(validation), labels_and_weights(maker, validation)
+        lines = {
+            task: fit_platt(fit_logits[:, i], known[:, i], stands_for, negative_rate=line.negative_rate)
+            for i, (task, line) in enumerate(lines.items())
+        }
     logits, (labels, weights) = logits_of(requests), labels_and_weights(maker, requests)
     figures = {}
-    for i, task in enumerate(model.schema.tasks):
-        c = fit_platt(fit_logits[:, i], fit_labels[:, i], fit_weights, negative_rate=negative_rates[task.name])
-        known = ~np.isnan(labels[:, i])
-        ne = NEState.of(calibrated(logits[known, i], c), labels[known, i], weights[known]).normalized_entropy
+    for i, (task, line) in enumerate(lines.items()):
+        is_known = ~np.isnan(labels[:, i])
+        p = calibrated(logits[is_known, i], line)
+        ne = NEState.of(p, labels[is_known, i], weights[is_known]).normalized_entropy
         if np.isfinite(ne):
-            figures[task.name] = ne
+            figures[task] = ne
     return figures

@@ -34,6 +34,7 @@ class NegativeSample:
 
     kept: NDArray[np.bool_]  # [C] over the whole log
     requests: NDArray[np.int64]  # training requests with a kept item
+    shown: NDArray[np.int64]  # [requests] how many of a request's items are kept
     shares: NDArray[np.float64]  # [tasks] share kept of the negatives of the full distribution
 
 
@@ -55,4 +56,5 @@ def sample_negatives(log: RequestLog, train: NDArray[np.int64], config: TrainCon
             )
         if len(own):
             shares[number] = left / weights[negative[:, number]].sum()
-    return NegativeSample(kept, train[counts[train] > 0], shares)
+    requests = train[counts[train] > 0]
+    return NegativeSample(kept, requests, counts[requests], shares)

@@ -23,6 +23,7 @@ class Optimizers:
         self.config, self.total_steps = config, total_steps
         graphs = [*model.encode_user.named_parameters(), *model.score_candidates.named_parameters()]
         self.dense_parameters = [*(p for _, p in graphs), *position_bias.parameters()]
+        self.table_parameters = [model.tables.weight(name) for name in model.tables.names]
         self.dense = _adamw(self.dense_parameters, list(position_bias.parameters()), config)
         self.sparse = RowWiseAdagrad(_table_groups(model.tables, config), lr=config.sparse_lr)
         for optimizer in (self.dense, self.sparse):
@@ -34,9 +35,18 @@ class Optimizers:
         self.dense.zero_grad(set_to_none=True)
         self.sparse.zero_grad(set_to_none=True)
 
-    def clip(self) -> Tensor:
-        """Bring the gradients of dense weights to norm `clip_norm` at most; returns their norm before, a scalar tensor."""
-        return nn.utils.clip_grad_norm_(self.dense_parameters, self.config.clip_norm)
+    def dense_norm(self) -> Tensor:
+        """Norm of the gradients of dense weights, a scalar tensor; not finite when one of them is not."""
+        return nn.utils.get_total_norm([p.grad for p in self.dense_parameters if p.grad is not None])
+
+    def sparse_square(self) -> Tensor:
+        """Sum of squares of the gradients of embedding rows, a scalar tensor; not finite when one of them is not."""
+        squares = [p.grad._values().square().sum() for p in self.table_parameters if p.grad is not None]
+        return torch.stack(squares).sum()
+
+    def clip(self, norm: Tensor) -> None:
+        """Bring the gradients of dense weights, of norm `norm`, to `clip_norm` at most."""
+        nn.utils.clip_grads_with_norm_(self.dense_parameters, self.config.clip_norm, norm)
 
     def step(self, step: int) -> None:
         """One update with the learning rates of step `step`, from 0."""

@@ -10,7 +10,9 @@ Layout::
     golden.safetensors                           a few encoded requests and the twin's outputs, for parity checks
     checkpoint/  model, optimizers (safetensors), state.json     newest step
     best/        model.safetensors, state.json                   lowest validation NE
-    metrics.jsonl                                one line per evaluation
+    metrics.jsonl                                one line per evaluation, and one every few seconds
+    alarms/                                      steps whose loss or gradients were not finite
+    selection/                                   of a refit: the run that chose how long it trains
     result.json                                  what the run ended with
 """
 
@@ -38,8 +40,8 @@ from model.ranker import KunlunRanker
 from model.schema import Schema, schema_from_json
 from model.training.config import TrainConfig
 
-CHECKPOINT, BEST = "checkpoint", "best"
-SCORE_REFERENCE = "score_reference.json"
+CHECKPOINT, BEST, SELECTION = "checkpoint", "best", "selection"
+SCORE_REFERENCE, METRICS = "score_reference.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,18 @@ class TrainingRun:
         if not folder.exists():
             raise ConfigError(f"{self.path}: no {which} here yet")
         return read_json(folder / "state.json"), {f.stem: load_file(f) for f in folder.glob("*.safetensors")}
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """One more line of ``metrics.jsonl``."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop lines of steps that a resumed run will take again."""
+        file = self.path / METRICS
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
 
     def save_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write ``<name>.safetensors`` at the top of the run."""

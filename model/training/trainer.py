@@ -1,17 +1,18 @@
-"""The training loop: seeded, resumable, with progress, validation NE and the best checkpoint kept.
+"""The training loop: seeded, resumable, with progress, alarms, validation NE and the best checkpoint kept.
 
-Randomness is a function of (seed, epoch, step), never of what ran before, so a resumed run
-continues with the same batches and the same noise. The learning rate is a function of the step.
+Randomness is a function of (seed, epoch, step), never of what ran before or of how far batches are prefetched, so a resumed
+run continues with the same batches and the same noise. The learning rate is a function of the step.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,45 +22,52 @@ from torch import Tensor
 
 from model.config import ConfigError
 from model.data.request_log import RequestLog
-from model.layers.dropout import set_hidden_dropout
-from model.layers.embedding import InputDropout
+from model.flops import flop_model
 from model.metrics.normalized_entropy import NEState
-from model.ranker import KunlunRanker
-from model.training.averaging import WeightAverage
-from model.training.batches import BatchMaker, batch_order
+from model.training.alarms import TrainingDiverged, describe_step
+from model.training.averaging import weight_average
+from model.training.batches import Batch, BatchMaker
 from model.training.calibration import calibrated, fit_platt
-from model.training.config import AugmentConfig, OptimizerConfig
+from model.training.config import OnNaN
 from model.training.device import Compute
+from model.training.finish import Parts, Selection, calibrate, write_references
 from model.training.forward import PositionBias, masked_bce, raw_logits
+from model.training.hiding import input_dropout
 from model.training.negative_sampling import sample_negatives
 from model.training.optimizers import Optimizers
+from model.training.peak import peak_flops
+from model.training.plan import BatchPlan
 from model.training.predict import labels_and_weights, predict_logits
-from model.training.references import golden_batch, popularity_prior, score_references
-from model.training.run import BEST, CHECKPOINT, SCORE_REFERENCE, TrainingRun, write_json
+from model.training.prefetch import prefetched
+from model.training.run import BEST, CHECKPOINT, TrainingRun, write_json
+from model.training.throughput import BatchFlops, Work
 
 CHECKPOINT_EVERY_S = 30.0
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number."""
+METRICS_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the loop reports after every step."""
+    """What the loop reports after every step. `figures` are those of the last seconds (`model.training.throughput`)."""
 
     epoch: int
     step: int
     total_steps: int
     loss: float
-    examples_per_s: float
-    requests_per_s: float
+    figures: dict[str, Any]
 
 
 class Trainer:
-    """Owns model, optimizers and the run directory during training."""
+    """Owns model, optimizers and the run directory during training. With a `selection` it trains without validation."""
 
-    def __init__(self, run: TrainingRun, log: RequestLog, train: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        run: TrainingRun,
+        log: RequestLog,
+        train: NDArray[np.int64],
+        validation: NDArray[np.int64],
+        selection: Selection | None = None,
+    ) -> None:
         has_items = np.diff(log.offsets) > 0  # a down-sampled log may hold requests without any
         validation = validation[has_items[validation]]
         if not len(validation):
@@ -67,107 +75,161 @@ class Trainer:
                 f"split {run.config.split.value!r}: the validation part is empty, and the best step is chosen on it; "
                 "use another split or more data"
             )
-        self.run, self.config = run, run.config
+        self.run, self.config, self.selection = run, run.config, selection
         self.maker = BatchMaker(log, run.encoder)
         self.sample = sample_negatives(log, train, self.config)
-        self.train_requests, self.validation_requests = train, validation
+        self.parts = Parts(train, validation, self.sample.shares)
         torch.manual_seed(self.config.seed)
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self.compute = Compute.resolve(self.config.device, self.config.precision)
+        self.peak_flops = peak_flops(self.compute, self.config.peak_flops)
         device, tasks = self.compute.device, run.schema.tasks
         self.model = run.new_model().to(device)  # drawn on the host, so the same on every device
         self.position_bias = PositionBias(len(tasks)).to(device)
         self.task_weights = torch.tensor([t.weight for t in tasks], device=device)
-        self.dropout = _input_dropout(self.model, self.config.augment)
-        self.steps_per_epoch = math.ceil(len(self.sample.requests) / self.config.batch_requests)
-        self.total_steps = self.steps_per_epoch * self.config.epochs
-        self.optimizers = Optimizers(self.model, self.position_bias, self.config.optimizer, self.total_steps)
-        self.average = _average(self.model, self.position_bias, self.config.optimizer)
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_ne": None, "worse": 0, "stopped": ""}
+        self.dropout = input_dropout(self.model, self.config.augment)
+        self.flops = BatchFlops(flop_model(run.schema, self.model.config))
+        self.plan = self._plan()
+        self.total_steps = self.planned_steps = self.plan.batches * self.config.epochs
+        if selection is not None:
+            self.total_steps, self.planned_steps = selection.steps(self.plan.batches, self.config)
+        self.optimizers = Optimizers(self.model, self.position_bias, self.config.optimizer, self.planned_steps)
+        self.average = weight_average(self.model, self.position_bias, self.config.optimizer.average_decay)
+        self.state: dict[str, Any] = {
+            "step": 0, "seconds": 0.0, "best_ne": None, "worse": 0, "stopped": "", "skipped": 0,
+        }  # fmt: skip
+        self.since = _Since()
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint."""
-        self.state, groups = self.run.load(CHECKPOINT)
+        """Continue from the newest checkpoint; ``metrics.jsonl`` forgets what came after it."""
+        state, groups = self.run.load(CHECKPOINT)
+        self.state |= state
         self.model.load_state_dict(groups["model"])
         self.position_bias.load_state_dict(groups["position"])
         self.optimizers.restore(groups)
         if self.average is not None:
             self.average.restore(groups)
+        self.run.forget_metrics_after(self.state["step"])
 
     def fit(self, report: Callable[[Progress], None], evaluated: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Train to the end (or to `patience`, or `max_seconds`); returns and stores the result."""
         saved_at = time.monotonic()
-        every = max(1, self.steps_per_epoch // self.config.evaluations_per_epoch)
         while self.state["step"] < self.total_steps and not self.state["stopped"]:
-            epoch, first = divmod(self.state["step"], self.steps_per_epoch)
-            order = batch_order(
-                self.sample.requests, self.config.batch_requests, np.random.default_rng([self.config.seed, epoch])
-            )
-            for number, requests in enumerate(order):
-                if number < first:
-                    continue
-                report(self._step(epoch, requests))
-                at_end = self.state["step"] % self.steps_per_epoch == 0
-                if at_end or (self.state["step"] % every == 0 and self.steps_per_epoch - number > every // 2):
-                    evaluated(self._evaluate(epoch))
-                if self.config.max_seconds is not None and self.state["seconds"] >= self.config.max_seconds:
-                    self.state["stopped"] = "max_seconds"
-                if self.state["stopped"] or time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-                    self._checkpoint()
-                    saved_at = time.monotonic()
-                if self.state["stopped"]:
-                    break
+            epoch, first = divmod(self.state["step"], self.plan.batches)
+            jobs = itertools.islice(enumerate(self.plan.epoch(epoch)), first, None)
+            with closing(prefetched(jobs, partial(self._make, epoch), self.config.prefetch)) as batches:
+                began = time.perf_counter()
+                for batch, work, requests in batches:
+                    report(self._step(epoch, batch, work, requests, began))
+                    if self._is_evaluation_due():
+                        evaluated(self._evaluate(epoch))
+                    limit = self.config.max_seconds if self.selection is None else None
+                    if limit is not None and self.state["seconds"] >= limit:
+                        self.state["stopped"] = "max_seconds"
+                    if self.state["stopped"] or time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+                        self._checkpoint()
+                        saved_at = time.monotonic()
+                    if self.state["stopped"] or self.state["step"] == self.total_steps:
+                        break
+                    began = time.perf_counter()
         return self._finish()
 
-    def _step(self, epoch: int, requests: NDArray[np.int64]) -> Progress:
-        began = time.perf_counter()
+    def _plan(self) -> BatchPlan:
+        requests = self.sample.requests
+        if self.config.batch_work is None:
+            return BatchPlan(requests, self.config)
+        log = self.maker.log
+        return BatchPlan(requests, self.config, log.history_lengths(requests).sum(axis=1), self.sample.shown)
+
+    def _make(self, epoch: int, job: tuple[int, NDArray[np.int64]]) -> tuple[Batch, Work, NDArray[np.int64]]:
+        """The batch of a step; on the prefetching thread."""
+        number, requests = job
+        noise = np.random.default_rng([self.config.seed, epoch, epoch * self.plan.batches + number])
+        batch = self.maker.batch(requests, self.config.augment, noise, self.sample.kept)
+        return batch.pinned(self.compute.device), self.flops.work(batch), requests
+
+    def _step(self, epoch: int, batch: Batch, work: Work, requests: NDArray[np.int64], began: float) -> Progress:
+        """One update, or none when something is not finite. The step waits for the device once, when that is read."""
         step = self.state["step"]
         torch.manual_seed((self.config.seed << 32) + step)
         self.model.train()
-        augment = self.config.augment
-        noise = np.random.default_rng([self.config.seed, epoch, step])
-        batch = self.maker.batch(requests, augment, noise, self.sample.kept).to(self.compute.device)
+        batch = batch.to(self.compute.device)
         with self.compute.autocast():
             logits = raw_logits(self.model, batch, self.dropout).float()
         if self.config.position_debias:
             logits = logits + self.position_bias(batch.positions)
         loss = masked_bce(logits, batch.labels, self.task_weights)
-        found = loss.item()  # the one place where a step waits for the device
-        if not math.isfinite(found):
-            raise TrainingDiverged(f"the loss is {found} at step {step}; train again with a lower dense_lr or sparse_lr")
         self.optimizers.zero_grad()
         loss.backward()
-        self.optimizers.clip()
-        if self.average is not None:
-            self.average.before_step()
-        self.optimizers.step(step)
-        if self.average is not None:
-            self.average.after_step()
-        spent = time.perf_counter() - began
+        norm, squares = self.optimizers.dense_norm(), self.optimizers.sparse_square()
+        found, *others = torch.stack([loss.detach(), norm, squares]).tolist()
+        if all(map(math.isfinite, (found, *others))):
+            self.optimizers.clip(norm)
+            if self.average is not None:
+                self.average.before_step()
+            self.optimizers.step(step)
+            if self.average is not None:
+                self.average.after_step()
+        else:
+            self._not_finite(epoch, found, requests)
         self.state["step"] = step + 1
+        spent = time.perf_counter() - began
         self.state["seconds"] += spent
-        return Progress(epoch, step + 1, self.total_steps, found, batch.candidates / spent, batch.requests / spent)
+        self.since.add(replace(work, seconds=spent), found)
+        if time.monotonic() - self.since.began > METRICS_EVERY_S:
+            self._write_metrics(self._line(epoch))
+        return Progress(epoch, step + 1, self.total_steps, found, self.since.work.figures(self.peak_flops))
+
+    def _not_finite(self, epoch: int, loss: float, requests: NDArray[np.int64]) -> None:
+        """Note a step that must not reach the weights; raises `TrainingDiverged` unless it may be skipped."""
+        step, self.state["skipped"] = self.state["step"], self.state["skipped"] + 1
+        named = [*self.model.named_parameters(), *self.position_bias.named_parameters(prefix="position")]
+        ids = [self.maker.log.request_ids[r] for r in requests.tolist()]
+        file, what = describe_step(self.run, dict(named), step, epoch, loss, ids)
+        end = f"{what} at step {step}; train again with a lower dense_lr or sparse_lr (requests and parameters: {file})"
+        if self.config.on_nan is OnNaN.STOP:
+            raise TrainingDiverged(end)
+        if self.state["skipped"] > self.config.max_skipped_steps:
+            raise TrainingDiverged(f"{end}; {self.config.max_skipped_steps} steps had been skipped before (max_skipped_steps)")
+
+    def _is_evaluation_due(self) -> bool:
+        """At the end of every epoch and, of `evaluations_per_epoch`, at equal distances before it."""
+        if self.selection is not None:
+            return False
+        every, done = max(1, self.plan.batches // self.config.evaluations_per_epoch), self.state["step"] % self.plan.batches
+        return done == 0 or (self.state["step"] % every == 0 and self.plan.batches - done >= every // 2)
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
-        with nullcontext() if self.average is None else self.average.swapped_in():
-            return self._evaluate_weights(epoch)
-
-    def _evaluate_weights(self, epoch: int) -> dict[str, Any]:
-        logits = predict_logits(self.model, self.maker, self.validation_requests, calibrated=False)
-        labels, weights = labels_and_weights(self.maker, self.validation_requests)
-        ne = _mean_ne(logits, labels, weights, self.sample.shares)
-        line = {"step": self.state["step"], "epoch": epoch, "seconds": round(self.state["seconds"], 2), "validation_ne": ne}
-        with (self.run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self.state["best_ne"] is None or ne < self.state["best_ne"]:
-            self.state |= {"best_ne": ne, "worse": 0}
-            self.run.save(BEST, line, self._weights())
-        else:
-            self.state["worse"] += 1
-            if self.config.patience is not None and self.state["worse"] >= self.config.patience:
-                self.state["stopped"] = "patience"
+        with self._averaged():
+            logits = predict_logits(self.model, self.maker, self.parts.held_out, calibrated=False)
+            labels, weights = labels_and_weights(self.maker, self.parts.held_out)
+            ne = _mean_ne(logits, labels, weights, self.sample.shares)
+            line = self._line(epoch) | {"validation_ne": ne}
+            self._write_metrics(line)
+            if self.state["best_ne"] is None or ne < self.state["best_ne"]:
+                self.state |= {"best_ne": ne, "worse": 0}
+                kept = {name: line[name] for name in ("step", "epoch", "seconds", "validation_ne")}
+                self.run.save(BEST, kept, self._weights())
+            else:
+                self.state["worse"] += 1
+                if self.config.patience is not None and self.state["worse"] >= self.config.patience:
+                    self.state["stopped"] = "patience"
         return line
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.swapped_in()
+
+    def _line(self, epoch: int) -> dict[str, Any]:
+        """What ``metrics.jsonl`` says of the steps since its last line."""
+        place = {"step": self.state["step"], "epoch": epoch, "seconds": round(self.state["seconds"], 2)}
+        losses = self.since.losses
+        loss = float(np.mean(losses)) if losses and np.all(np.isfinite(losses)) else None
+        return place | {"loss": loss, "skipped": self.state["skipped"]} | self.since.work.figures(self.peak_flops)
+
+    def _write_metrics(self, line: dict[str, Any]) -> None:
+        self.run.append_metrics(line)
+        self.since = _Since()
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         return {"model": self.model.state_dict(), "position": self.position_bias.state_dict()}
@@ -179,39 +241,48 @@ class Trainer:
         self.run.save(CHECKPOINT, self.state, groups)
 
     def _finish(self) -> dict[str, Any]:
-        if self.state["best_ne"] is None:
-            self._evaluate(self.state["step"] // self.steps_per_epoch)
+        """Calibrate the best weights (of a refit the last ones) and leave what serving needs; the model ends on the CPU."""
+        epoch = self.state["step"] // self.plan.batches
+        if self.selection is not None:
+            with self._averaged():
+                chosen = self.selection.run.result["best"]["validation_ne"]
+                place = {"step": self.state["step"], "epoch": epoch, "seconds": round(self.state["seconds"], 2)}
+                self.run.save(BEST, place | {"validation_ne": chosen}, self._weights())
+        elif self.state["best_ne"] is None:
+            self._evaluate(epoch)
         self._checkpoint()
         best_state, groups = self.run.load(BEST)
-        model = self.model
-        model.load_state_dict(groups["model"])
+        self.model.load_state_dict(groups["model"])
         self.position_bias.load_state_dict(groups["position"])
-        logits = predict_logits(model, self.maker, self.validation_requests, calibrated=False)
-        labels, weights = labels_and_weights(self.maker, self.validation_requests)
-        calibrations = {
-            task.name: fit_platt(logits[:, i], labels[:, i], weights, negative_rate=float(self.sample.shares[i]))
-            for i, task in enumerate(self.run.schema.tasks)
-        }
-        model.score_candidates.calibrate(list(calibrations.values()))
+        calibrations = calibrate(self.run, self.model, self.maker, self.parts, self.selection)
         self.run.save(BEST, best_state, self._weights())
-        prior = popularity_prior(self.maker.log, self.train_requests)
-        self.run.save_arrays("prior", prior)
-        probabilities = model.cpu().score_candidates.calibrated(torch.from_numpy(logits)).sigmoid().numpy()
-        references = score_references(self.run.schema, probabilities, labels, weights)
-        write_json(self.run.path / SCORE_REFERENCE, {task: r.model_dump() for task, r in references.items()})
-        (self.run.path / "evaluation.json").unlink(missing_ok=True)  # of an earlier state of this run
-        self.run.save_arrays("golden", golden_batch(model, self.maker, self.validation_requests))
         result = {
             "steps": self.state["step"],
+            "steps_per_epoch": self.plan.batches,
+            "planned_steps": self.planned_steps,
             "seconds": round(self.state["seconds"], 2),
-            "stopped": self.state["stopped"] or "epochs",
+            "stopped": self.state["stopped"] or ("epochs" if self.selection is None else "refit"),
+            "skipped": self.state["skipped"],
             "best": best_state,
             "calibration": {k: c.model_dump() for k, c in calibrations.items()},
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "base_rates": {t.name: float(r) for t, r in zip(self.run.schema.tasks, prior["default"], strict=True)},
+            "device": {"name": self.compute.name, "precision": self.compute.precision.value, "peak_flops": self.peak_flops},
+            **write_references(self.run, self.model.cpu(), self.maker, self.parts),
         }
         write_json(self.run.path / "result.json", result)
         return result
+
+
+@dataclass
+class _Since:
+    """Steps since the last line of ``metrics.jsonl``."""
+
+    began: float = field(default_factory=time.monotonic)
+    work: Work = field(default_factory=Work)
+    losses: list[float] = field(default_factory=list)
+
+    def add(self, work: Work, loss: float) -> None:
+        self.work += work
+        self.losses.append(loss)
 
 
 def _mean_ne(
@@ -235,27 +306,3 @@ def _mean_ne(
         losses.append(state.log_loss)
     defined = [f for f in figures if math.isfinite(f)] or [f for f in losses if math.isfinite(f)]
     return float(np.mean(defined)) if defined else 0.0
-
-
-def _input_dropout(model: KunlunRanker, augment: AugmentConfig) -> InputDropout:
-    """The rates of every table; raises `ConfigError` for a rate of something that is not there."""
-    tables = model.tables.names
-    for name in augment.table_id_dropout:
-        if name not in tables:
-            raise ConfigError(
-                f"augment.table_id_dropout: expected names of embedding tables ({', '.join(tables)}), found {name!r}"
-            )
-    if not set_hidden_dropout(model, augment.hidden_dropout) and augment.hidden_dropout:
-        raise ConfigError("augment.hidden_dropout: expected 0, as this architecture has no place for it; found another rate")
-    return InputDropout(
-        {name: augment.table_id_dropout.get(name, augment.id_dropout) for name in tables}, augment.embedding_dropout
-    )
-
-
-def _average(model: KunlunRanker, position_bias: PositionBias, config: OptimizerConfig) -> WeightAverage | None:
-    if config.average_decay is None:
-        return None
-    tables = {f"tables.{name}": model.tables.weight(name) for name in model.tables.names}
-    owned = {id(p) for p in tables.values()}
-    named = [*model.named_parameters(prefix="model"), *position_bias.named_parameters(prefix="position")]
-    return WeightAverage({name: p for name, p in named if id(p) not in owned}, tables, config.average_decay)

@@ -1,0 +1,122 @@
+"""A whole run: early stopping, and the refit on training and validation part after model selection."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ConfigError
+from model.data.request_log import RequestLog
+from model.data.split import split_requests
+from model.training.config import OptimizerConfig, RefitLength, TrainConfig
+from model.training.evaluation import evaluate_run
+from model.training.fit_run import Observer, fit_run
+from model.training.run import SELECTION, TrainingRun
+from model.training.trainer import Trainer
+
+CONFIG = TrainConfig(
+    model="tiny",
+    epochs=2,
+    batch_requests=40,
+    threads=1,
+    peak_flops=1e12,
+    optimizer=OptimizerConfig(dense_lr=3e-3, warmup_steps=2),
+)
+REFIT = CONFIG.model_copy(update={"refit_on_validation": True})
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(total: int) -> Observer:
+    """Raises after so many steps of all trainings together."""
+    seen = []
+
+    def step(progress: object) -> None:
+        seen.append(progress)
+        if len(seen) == total:
+            raise Killed
+
+    return Observer(step=step)
+
+
+def checkpoints_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.training.trainer.CHECKPOINT_EVERY_S", -1.0)
+
+
+def test_a_refit_trains_as_long_as_the_best_run_on_both_parts(log: RequestLog, tmp_path: Path) -> None:
+    result = fit_run(REFIT, log, tmp_path / "run")
+    run, first = TrainingRun.open(tmp_path / "run"), TrainingRun.open(tmp_path / "run" / SELECTION)
+    chosen = first.result
+    assert result["stopped"] == "refit"
+    assert result["steps"] == result["best"]["step"] == chosen["best"]["step"]
+    assert result["planned_steps"] == chosen["planned_steps"]
+    assert result["best"]["validation_ne"] == chosen["best"]["validation_ne"]
+    assert result["calibration"] == chosen["calibration"]
+    split = split_requests(log, "time")
+    assert (
+        result["steps_per_epoch"] == int(np.ceil((len(split.train) + len(split.validation)) / 40)) > chosen["steps_per_epoch"]
+    )
+    assert (run.path / "score_reference.json").read_text() == (first.path / "score_reference.json").read_text()
+    keys = {which.path: set(which.encoder.stats.vocabularies["item"].tolist()) for which in (run, first)}
+    assert keys[first.path] <= keys[run.path]
+    ne = evaluate_run(run, log, "test")["click"]["ne"]["value"]
+    assert 0.5 < ne < 1.5
+    with pytest.raises(ConfigError, match=r"was refitted on the validation part; measure .*selection on it"):
+        evaluate_run(run, log, "validation")
+    assert evaluate_run(first, log, "validation")["click"]["ne"]["value"] == pytest.approx(
+        chosen["best"]["validation_ne"], abs=1e-4
+    )
+
+
+def test_a_refit_by_passes_takes_more_steps(log: RequestLog, tmp_path: Path) -> None:
+    result = fit_run(REFIT.model_copy(update={"epochs": 1, "refit_length": RefitLength.PASSES}), log, tmp_path / "run")
+    chosen = TrainingRun.open(tmp_path / "run" / SELECTION).result
+    assert result["steps"] == result["steps_per_epoch"] > chosen["best"]["step"]
+
+
+@pytest.mark.parametrize("steps", [5, 19])
+def test_a_refit_that_was_killed_ends_as_one_that_was_not(
+    log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    checkpoints_every_step(monkeypatch)
+    whole = fit_run(REFIT, log, tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit_run(REFIT, log, tmp_path / "cut", killed_at(steps))
+    resumed = fit_run(REFIT, log, tmp_path / "cut", resume=True)
+    assert resumed | {"seconds": 0, "best": 0} == whole | {"seconds": 0, "best": 0}
+    ours, wanted = (TrainingRun.open(tmp_path / name).load_model() for name in ("cut", "whole"))
+    for (name, a), (_, b) in zip(ours.state_dict().items(), wanted.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_metrics_hold_every_evaluation_once_after_a_kill(
+    log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.training.trainer.METRICS_EVERY_S", -1.0)  # a line per step
+    with pytest.raises(Killed):
+        fit_run(CONFIG, log, tmp_path / "run", killed_at(5))
+    monkeypatch.setattr(Trainer, "resume", lambda self: self.run.forget_metrics_after(0))  # as from a checkpoint at 0
+    fit_run(CONFIG, log, tmp_path / "run", resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "validation_ne" not in line]
+    assert steps == sorted(set(steps))
+    assert len([line for line in lines if "validation_ne" in line]) == 2
+    assert all(line["mfu"] <= line["mfu_padded"] for line in lines if line["mfu"])
+    assert {"loss", "examples_per_s", "padding", "mfu"} <= lines[0].keys()
+
+
+def test_patience_ends_a_run_that_no_longer_improves(log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([0.9, 0.8, 0.85, 0.81, 0.7])
+    monkeypatch.setattr("model.training.trainer._mean_ne", lambda *_: next(figures))
+    config = CONFIG.model_copy(update={"epochs": 5, "patience": 2})
+    result = fit_run(config, log, tmp_path / "run")
+    assert result["stopped"] == "patience"
+    assert result["best"]["validation_ne"] == 0.8
+    assert result["best"]["step"] == 2 * result["steps_per_epoch"]
+    assert result["steps"] == 4 * result["steps_per_epoch"]
