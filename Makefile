@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check system-deps install clean
+.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check gpu-check system-deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ store-check: $(STAMP) ## near-cache hit rate, read latency, append cost, load ra
 
 feedback-check: $(STAMP) ## a fleet's online NE and PromQL rules, canary verdicts, drift, cost; DATA=path takes a Metarank-format log
 	$(BIN)/python -m loadtest.checks.feedback $(if $(DATA),--data '$(DATA)' --workdir runs/feedback)
+
+gpu-check: $(STAMP) ## on a machine with a GPU: parity, races, memory errors and speed of every kernel; MINUTES=15
+	$(BIN)/python -m kernels.bench --minutes $(or $(MINUTES),15)
 
 system-deps: ## the few Debian packages that some tests use (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus g++

@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 
 from loadtest.bench import precisions
 from loadtest.pipeline import CONFIGS, Pipeline
+from model.architectures.registry import load_preset
 from model.artifact import Artifact, open_artifact
 from model.cli.console import note, progress_bar
 from model.data.request_log import RequestLog, load_request_log
 from model.flops import FlopModel
 from model.metrics.bootstrap import difference_interval
 from model.metrics.evaluate import TaskDraws, task_draws
-from model.model_config import load_preset
 from model.signature import SCORE_CANDIDATES
 from serving.core.host_features import HostFeatures
 from serving.engines.cache import default_cache

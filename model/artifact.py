@@ -33,10 +33,11 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from safetensors.numpy import load_file
 
+from model.architectures.base import ArchitectureConfig
+from model.architectures.registry import AnyArchitecture
 from model.config import StrictModel, describe
 from model.features import FeatureEncoder, FeatureStats
 from model.metrics.score_histogram import BINS
-from model.model_config import ModelConfig
 from model.schema import Schema
 
 MANIFEST = "manifest.json"
@@ -50,7 +51,7 @@ class TensorLayout(StrictModel):
     """Declared name, dtype and shape of a user-state tensor (the row dimension left out)."""
 
     name: str
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "int64"] = "float32"
     shape: tuple[int, ...]
 
 
@@ -84,7 +85,7 @@ class Manifest(StrictModel):
     version: str
     schema_: Schema
     schema_digest: str
-    config: ModelConfig
+    config: AnyArchitecture
     feature_stats: dict[str, Any]
     table_rows: dict[str, int]
     user_state: tuple[TensorLayout, ...]
@@ -110,7 +111,7 @@ class Artifact:
         return self.manifest.schema_
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> ArchitectureConfig:
         return self.manifest.config
 
     @cached_property

@@ -16,6 +16,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+PRESETS = Path(__file__).parent / "presets"
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is meant for the person who wrote it."""
@@ -27,27 +29,48 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class NestedInvalid(ConfigError):
+    """A part of a configuration that was parsed on its own, as `kind`, and is not valid; `describe` shows where and why."""
+
+    def __init__(self, error: ValidationError, kind: type[BaseModel]) -> None:
+        super().__init__(describe(error, kind, kind.__name__))
+        self.error, self.kind = error, kind
+
+
 Config = TypeVar("Config", bound=StrictModel)
 
 
 def load_yaml(kind: type[Config], path: str | Path) -> Config:
     """Parse the YAML file at `path` as `kind`; raises `ConfigError`."""
+    return _validated(kind, read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in the YAML file at `path`; raises `ConfigError`."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_yaml(kind, text, source=str(path))
+    return _mapping(text, str(path))
 
 
 def parse_yaml(kind: type[Config], text: str, source: str = "<string>") -> Config:
     """Parse YAML `text` as `kind`; `source` names it in errors."""
+    return _validated(kind, _mapping(text, source), source)
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: expected a mapping of keys, found {type(data).__name__}")
+    return data
+
+
+def _validated(kind: type[Config], data: dict[str, Any], source: str) -> Config:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -59,7 +82,10 @@ def describe(error: ValidationError, kind: type[BaseModel], source: str) -> str:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "(top level)"
-        if problem["type"] == "extra_forbidden":
+        nested = problem.get("ctx", {}).get("error")
+        if isinstance(nested, NestedInvalid):
+            lines.append(describe(nested.error, nested.kind, f"{source}: {where}"))
+        elif problem["type"] == "extra_forbidden":
             lines.append(f"{source}: {where}: unknown key{_nearest(kind, problem['loc'])}")
         elif problem["type"] == "missing":
             lines.append(f"{source}: {where}: required key is missing")

@@ -5,34 +5,26 @@ Symbolic sizes: `U` users (states to encode), `T_<event>` padded history length,
 `C` candidates.
 
 ``encode_user``       user_rows, user_dense, per event type <e>_rows, <e>_dense, <e>_age, <e>_length
-                      → state_0 … state_{L-1}
-``score_candidates``  state_0 … state_{L-1}, context_rows, context_dense, item_rows, item_dense, request_index
+                      → the state tensors that the architecture declares (Kunlun: state_0 … state_{L-1})
+``score_candidates``  the state tensors, context_rows, context_dense, item_rows, item_dense, request_index
                       → logits, probabilities
 
-Inputs of width 0 do not exist. All tensors are float32 except `<e>_length` and `request_index` (int64).
+Inputs of width 0 do not exist. All tensors are float32 except `<e>_length` and `request_index` (int64), and state tensors
+which the architecture declares as int64.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model.architectures.base import ArchitectureConfig
 from model.features import FeatureLayout
-from model.model_config import ModelConfig
 from model.schema import Schema
+from model.tensor_spec import CANDIDATES, REQUESTS, USERS, TensorSpec, history_size
 
-USERS, REQUESTS, CANDIDATES = "U", "R", "C"
 ENCODE_USER, SCORE_CANDIDATES = "encode_user", "score_candidates"
 REQUEST_INDEX = "request_index"
 LOGITS, PROBABILITIES = "logits", "probabilities"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One named tensor; string sizes are dynamic."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -44,28 +36,7 @@ class GraphSignature:
     outputs: tuple[TensorSpec, ...]
 
 
-def history_size(event: str) -> str:
-    """Symbol of an event type's padded history length."""
-    return f"T_{event}"
-
-
-def state_names(config: ModelConfig) -> tuple[str, ...]:
-    """The tensors of a user state, in layer order."""
-    return tuple(f"state_{layer}" for layer in range(config.layers))
-
-
-def state_specs(config: ModelConfig, rows: str) -> tuple[TensorSpec, ...]:
-    """The user-state layout: per layer [rows, state_tokens, candidate width] float32."""
-    shape = (rows, config.state_tokens, config.candidate.width)
-    return tuple(TensorSpec(name, "float32", shape) for name in state_names(config))
-
-
-def state_bytes(config: ModelConfig) -> int:
-    """Bytes of one user state."""
-    return 4 * config.layers * config.state_tokens * config.candidate.width
-
-
-def encode_user_signature(schema: Schema, config: ModelConfig) -> GraphSignature:
+def encode_user_signature(schema: Schema, config: ArchitectureConfig) -> GraphSignature:
     """Signature of the `encode_user` graph."""
     layout = FeatureLayout(schema)
     inputs = [
@@ -80,14 +51,14 @@ def encode_user_signature(schema: Schema, config: ModelConfig) -> GraphSignature
             TensorSpec(f"{event.name}_age", "float32", (USERS, steps)),
             TensorSpec(f"{event.name}_length", "int64", (USERS,)),
         ]
-    return GraphSignature(ENCODE_USER, _existing(inputs), state_specs(config, USERS))
+    return GraphSignature(ENCODE_USER, _existing(inputs), config.state_specs(schema, USERS))
 
 
-def score_candidates_signature(schema: Schema, config: ModelConfig) -> GraphSignature:
+def score_candidates_signature(schema: Schema, config: ArchitectureConfig) -> GraphSignature:
     """Signature of the `score_candidates` graph."""
     layout = FeatureLayout(schema)
     inputs = [
-        *state_specs(config, REQUESTS),
+        *config.state_specs(schema, REQUESTS),
         TensorSpec("context_rows", "float32", (REQUESTS, layout.context.embedded_width)),
         TensorSpec("context_dense", "float32", (REQUESTS, len(layout.context.dense))),
         TensorSpec("item_rows", "float32", (CANDIDATES, layout.item.embedded_width)),

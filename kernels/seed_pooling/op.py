@@ -1,7 +1,7 @@
 """`kunlun::seed_pooling`: jagged seed pooling as an operator of torch.
 
-CPU tensors run the plain form, CUDA tensors the Triton kernels; fake kernels and autograd make it usable under
-`torch.compile` and `torch.export`. Importing this module registers the operator; it imports Triton at the first CUDA call.
+CPU tensors run the plain form, CUDA tensors the Triton kernels (`kernels.devices`); fake kernels and autograd make it
+usable under `torch.compile` and `torch.export`. Importing this module registers the operator; Triton is imported when needed.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.devices import runs_kernels
 from kernels.seed_pooling.reference import check, seed_pooling_jagged, seed_pooling_jagged_backward
 
 
-@torch.library.custom_op("kunlun::seed_pooling", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kunlun::seed_pooling", mutates_args=())
 def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """(outputs [B, n_seeds, H, d_h], log-sum-exp [B, n_seeds, H]); see `kernels.seed_pooling.reference`.
 
     The latter has no gradient.
     """
-    return seed_pooling_jagged(seeds, k, v, offsets)
-
-
-@seed_pooling.register_kernel("cuda")
-def _forward_cuda(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    if not runs_kernels(k):
+        return seed_pooling_jagged(seeds, k, v, offsets)
     from kernels.seed_pooling.triton_forward import forward
 
     return forward(seeds, k, v, offsets)
@@ -36,18 +34,13 @@ def _forward_fake(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple
     return k.new_empty(shape), k.new_empty(shape[:-1], dtype=sums)
 
 
-@torch.library.custom_op("kunlun::seed_pooling_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kunlun::seed_pooling_backward", mutates_args=())
 def seed_pooling_backward(
     d_out: Tensor, seeds: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of seeds, k and v; see `kernels.seed_pooling.reference`."""
-    return seed_pooling_jagged_backward(d_out, seeds, k, v, out, lse, offsets)
-
-
-@seed_pooling_backward.register_kernel("cuda")
-def _backward_cuda(
-    d_out: Tensor, seeds: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    if not runs_kernels(k):
+        return seed_pooling_jagged_backward(d_out, seeds, k, v, out, lse, offsets)
     from kernels.seed_pooling.triton_backward import backward
 
     return backward(d_out, seeds, k, v, out, lse, offsets)

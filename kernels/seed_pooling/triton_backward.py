@@ -92,9 +92,10 @@ def seed_pooling_backward_seeds(
 
 
 def backward(
-    d_out: Tensor, seeds: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, tiling: Tiling = TILING
+    d_out: Tensor, seeds: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, tiling: Tiling | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of seeds, k and v for d_out [B, n_seeds, H, d_h], given what the forward returned."""
+    tiling = tiling or TILING.for_dtype(k.dtype)
     samples, rows, (n_seeds, heads, width) = len(offsets) - 1, k.shape[0], seeds.shape
     d_out, seeds, k, v = (x.contiguous() for x in (d_out, seeds, k, v))
     dk, dv = torch.empty_like(k), torch.empty_like(v)

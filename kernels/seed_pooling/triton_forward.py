@@ -46,13 +46,14 @@ def seed_pooling_forward(
     tl.store(lse + rows, sums * 0.6931471805599453, mask=real)
 
 
-def forward(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, tiling: Tiling = TILING) -> tuple[Tensor, Tensor]:
+def forward(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:
     """As `kernels.seed_pooling.reference.seed_pooling_jagged`; rows of k and v may be strided, columns not.
 
     float32, float16 or bfloat16 on a CUDA device, or on the CPU under Triton's interpreter.
     """
     check(seeds, k, v, offsets)
     check_device("seed_pooling", k)
+    tiling = tiling or TILING.for_dtype(k.dtype)
     samples, (n_seeds, heads, width) = len(offsets) - 1, seeds.shape
     seeds = seeds.contiguous()
     k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))

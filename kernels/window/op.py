@@ -1,7 +1,7 @@
 """`kunlun::window_attention`: jagged sliding-window attention as an operator of torch.
 
-CPU tensors run the plain form, CUDA tensors the Triton kernels; fake kernels and autograd make it usable under
-`torch.compile` and `torch.export`. Importing this module registers the operator; it imports Triton at the first CUDA call.
+CPU tensors run the plain form, CUDA tensors the Triton kernels (`kernels.devices`); fake kernels and autograd make it
+usable under `torch.compile` and `torch.export`. Importing this module registers the operator; Triton is imported when needed.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.devices import runs_kernels
 from kernels.window.reference import check, window_attention_jagged, window_attention_jagged_backward
 
 
-@torch.library.custom_op("kunlun::window_attention", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kunlun::window_attention", mutates_args=())
 def window_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """(outputs [sum_T, H, d_h], log-sum-exp [sum_T, H]); see `kernels.window.reference`. The latter has no gradient."""
-    return window_attention_jagged(q, k, v, offsets, window)
-
-
-@window_attention.register_kernel("cuda")
-def _forward_cuda(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    if not runs_kernels(q):
+        return window_attention_jagged(q, k, v, offsets, window)
     from kernels.window.triton_forward import forward
 
     return forward(q, k, v, offsets, window)
@@ -32,18 +30,13 @@ def _forward_fake(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int)
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=sums)
 
 
-@torch.library.custom_op("kunlun::window_attention_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kunlun::window_attention_backward", mutates_args=())
 def window_attention_backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; see `kernels.window.reference`."""
-    return window_attention_jagged_backward(d_out, q, k, v, out, lse, offsets, window)
-
-
-@window_attention_backward.register_kernel("cuda")
-def _backward_cuda(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    if not runs_kernels(q):
+        return window_attention_jagged_backward(d_out, q, k, v, out, lse, offsets, window)
     from kernels.window.triton_backward import backward
 
     return backward(d_out, q, k, v, out, lse, offsets, window)

@@ -17,7 +17,7 @@ from kernels.online_softmax import LOG2_E, interpreting, load_rows, product
 from kernels.tiles import tile_list
 from kernels.tiling import Tiling
 
-TILING = Tiling(queries=64, keys=64, warps=4, stages=2)
+TILING = Tiling(queries=64, keys=64, warps=8, stages=2)
 
 
 @triton.jit
@@ -97,9 +97,10 @@ def window_backward_keys(
 
 def backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: Tensor, window: int,
-    tiling: Tiling = TILING,
+    tiling: Tiling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v for d_out [sum_T, H, d_h], given what the forward returned."""
+    tiling = tiling or TILING.for_dtype(q.dtype)
     rows, heads, width = q.shape
     d_out, q, k, v = (x.contiguous() for x in (d_out, q, k, v))
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))

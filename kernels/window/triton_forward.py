@@ -57,13 +57,16 @@ def window_forward(
     tl.store(lse + rows, sums * 0.6931471805599453, mask=real)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, tiling: Tiling = TILING) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, tiling: Tiling | None = None
+) -> tuple[Tensor, Tensor]:
     """As `kernels.window.reference.window_attention_jagged`; rows may be strided (a slice of fused QKV), columns not.
 
     float32, float16 or bfloat16 on a CUDA device, or on the CPU under Triton's interpreter.
     """
     check(q, k, v, offsets, window)
     check_device("window_attention", q)
+    tiling = tiling or TILING.for_dtype(q.dtype)
     rows, heads, width = q.shape
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out = torch.empty((rows, heads, width), dtype=q.dtype, device=q.device)

@@ -109,7 +109,7 @@ def _flops(small: Bench) -> FlopModel:
 
 
 def _request(flops: FlopModel, candidates: int, encoded: float) -> float:
-    lengths = dict.fromkeys(flops.caps, 0) | {"click": HISTORY}
+    lengths = dict.fromkeys(flops.widths.caps, 0) | {"click": HISTORY}
     return encoded * flops.encode(lengths).total + flops.score(1, candidates).total
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from kunlun.cli import Command, UsageError
 from model.cli.console import add_json_flag, progress_bar, report
-from model.config import ConfigError
-from model.model_config import PRESETS
+from model.config import PRESETS, ConfigError
 
 DEFAULT_SCHEMA = {"metarank": PRESETS / "ranklens.schema.yaml", "synthetic": PRESETS / "synthetic.schema.yaml"}
 
@@ -26,6 +25,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory of the canonical log")
     parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic generator")
     parser.add_argument("--requests", type=int, help="number of synthetic requests")
+    parser.add_argument("--users", type=int, help="number of synthetic users; more requests of each make longer histories")
     parser.add_argument("--items", type=int, help="number of synthetic items")
     parser.add_argument("--history-cap", type=int, help="longest synthetic history a model sees (default: 32 clicks)")
     add_json_flag(parser)
@@ -48,7 +48,7 @@ def _metarank(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.input is None:
         raise UsageError("--input: expected a log file for --source metarank, found none")
-    for flag in ("requests", "items", "history_cap"):
+    for flag in ("requests", "users", "items", "history_cap"):
         if getattr(arguments, flag) is not None:
             raise UsageError(f"--{flag.replace('_', '-')}: only for --source synthetic")
     schema = load_schema(arguments.schema or DEFAULT_SCHEMA["metarank"])
@@ -67,11 +67,12 @@ def _synthetic(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--input and --schema: only for --source metarank; the generator has its own schema")
     if arguments.seed < 0:
         raise UsageError(f"--seed: expected at least 0, found {arguments.seed}")
-    for flag, least in (("requests", 1), ("items", SyntheticConfig.max_shown), ("history_cap", 2)):
+    for flag, least in (("requests", 1), ("users", 1), ("items", SyntheticConfig.max_shown), ("history_cap", 2)):
         found = getattr(arguments, flag)
         if found is not None and found < least:
             raise UsageError(f"--{flag.replace('_', '-')}: expected at least {least}, found {found}")
-    sizes = {name: getattr(arguments, name) for name in ("requests", "items") if getattr(arguments, name) is not None}
+    given = {name: getattr(arguments, name) for name in ("requests", "users", "items")}
+    sizes = {name: size for name, size in given.items() if size is not None}
     config = SyntheticConfig(seed=arguments.seed, **sizes)
     with progress_bar(arguments.json) as bar:
         task = bar.add_task("simulating requests", total=config.requests, note="")

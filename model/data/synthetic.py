@@ -4,7 +4,7 @@ Users arrive in sessions (Zipf activity), see random candidates in random order,
 probability (`model.data.synthetic_world`) and sometimes add to the cart. Events arrive a little after
 they happen, some late and out of order. What drives a user's interest is the history that had
 *arrived*, selected by `model.history` like everywhere else: so the truth is a function of what a model
-can see, and the Bayes NE can be reached. Deterministic by seed. Cost: about 0.1 ms per request.
+can see, and the Bayes NE can be reached. Deterministic by seed. Cost: about 0.2 ms per request, bounds included.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.config import PRESETS
 from model.data.canonical import LogFile, write_log
 from model.data.synthetic_bounds import Observations, bayes_figures
-from model.data.synthetic_world import SyntheticConfig, World, interest, position_free, position_logits, sigmoid
+from model.data.synthetic_world import SyntheticConfig, World, interest, position_logits, sigmoid
 from model.history import read_window, select_history
-from model.model_config import PRESETS
 from model.schema import Schema, load_schema
 
 START_MS = 1_767_225_600_000  # 2026-01-01 UTC
@@ -82,45 +82,36 @@ def generate(
     rng = np.random.default_rng(config.seed)
     world = World.draw(config, rng)
     users, times = _arrivals(config, world, rng)
-    histories, seen = _Histories(config, schema), Observations.empty(config)
-    requests: dict[str, list[Any]] = {n: [] for n in ("surface", "items", "positions", "label_click", "truth_click")}
+    histories, seen = _Histories(config, schema), Observations(config)
+    places = {n: position_logits(config, n) for n in range(config.min_shown, config.max_shown + 1)}
+    surfaces: list[int] = []
+    items: list[NDArray[np.int64]] = []
+    clicked: list[NDArray[np.bool_]] = []
     events: list[_Event] = []
     for number, (user, now_ms) in enumerate(zip(users.tolist(), times.tolist(), strict=True)):
         surface, segment = int(rng.integers(config.surfaces)), int(world.user_segment[user])
         shown = rng.choice(config.items, rng.integers(config.min_shown, config.max_shown + 1), False, world.item_popularity)
         clicks, carts = histories.read(CLICK, user, now_ms), histories.read(CART, user, now_ms)
         since_s = (now_ms - int(clicks["time_ms"].max())) / 1000 if len(clicks) else 0.0
-        history = (clicks["category"], carts["category"], since_s)
-        wanted = interest(config, *history)
+        wanted = interest(config, clicks["category"], carts["category"], since_s)
         static = world.static_logits(config, shown, segment, surface)
-        logits = static + wanted[world.item_category[shown]]
-        probability = sigmoid(logits + position_logits(config, len(shown)))
+        category = world.item_category[shown]
+        probability = sigmoid(static + wanted[category] + places[len(shown)])
         labels = rng.random(len(shown)) < probability
-        truth = position_free(config, logits, len(shown))
-        seen.add(
-            user,
-            segment,
-            clicks["category"],
-            carts["category"],
-            since_s,
-            wanted,
-            world.item_category[shown],
-            static,
-            probability,
-        )
-        for place in np.flatnonzero(labels):
+        seen.add(user, segment, clicks["category"], carts["category"], since_s, wanted, category, static, probability)
+        for place in np.flatnonzero(labels).tolist():
             for event in _consequences(config, rng, f"r{number}/{place}", user, int(shown[place]), now_ms):
                 histories.add(event, int(world.item_category[event.item]))
                 events.append(event)
-        requests["surface"].append(f"surface-{surface}")
-        requests["items"].append([item_name(i) for i in shown])
-        requests["positions"].append(np.arange(len(shown), dtype=np.int32))
-        requests["label_click"].append(labels.astype(np.uint8))
-        requests["truth_click"].append(truth.astype(np.float32))
+        surfaces.append(surface)
+        items.append(shown)
+        clicked.append(labels)
         if number % 200 == 199:
             progress(number + 1)
     progress(config.requests)
-    info = _info(config, users, requests, events) | {"bayes": {CLICK: bayes_figures(config, seen)}}
+    observed = seen.columns()
+    requests = _request_table(surfaces, items, clicked, observed.truth.astype(np.float32))
+    info = _info(config, users, requests, events) | {"bayes": {CLICK: bayes_figures(config, observed)}}
     requests["request_id"] = [f"r{n}" for n in range(len(users))]
     requests["time_ms"] = times.tolist()
     requests["user_id"] = [user_name(u) for u in users]
@@ -178,6 +169,20 @@ def _consequences(
 def _delay_ms(config: SyntheticConfig, rng: np.random.Generator) -> int:
     mean_s = config.late_mean_s if rng.random() < config.late_share else 0.2
     return int(rng.exponential(1_000 * mean_s))
+
+
+def _request_table(
+    surfaces: list[int], items: list[NDArray[np.int64]], clicked: list[NDArray[np.bool_]], truth: NDArray[np.float32]
+) -> dict[str, list[Any]]:
+    names = [item_name(i) for i in range(1 + max(int(shown.max()) for shown in items))]
+    ends = np.cumsum([len(shown) for shown in items])
+    return {
+        "surface": [f"surface-{s}" for s in surfaces],
+        "items": [[names[i] for i in shown.tolist()] for shown in items],
+        "positions": [np.arange(len(shown), dtype=np.int32) for shown in items],
+        "label_click": [labels.astype(np.uint8) for labels in clicked],
+        "truth_click": np.split(truth, ends[:-1]),
+    }
 
 
 def _entity_tables(world: World) -> dict[LogFile, dict[str, Any]]:

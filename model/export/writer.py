@@ -35,7 +35,8 @@ from model.export.graphs import WEIGHTS, export_graph, externalize
 from model.features import FeatureEncoder
 from model.flops import flop_model
 from model.ranker import KunlunRanker
-from model.signature import GraphSignature, state_bytes, state_specs
+from model.signature import GraphSignature
+from model.tensor_spec import USERS
 from model.training.run import SCORE_REFERENCE, TrainingRun, read_json
 
 TABLES = "tables."
@@ -124,6 +125,7 @@ def example_inputs(signature: GraphSignature) -> dict[str, torch.Tensor]:
 
 def _manifest(parts: ModelParts, name: str, version: str, files: dict[str, str]) -> Manifest:
     schema, config = parts.model.schema, parts.model.config
+    state = config.state_specs(schema, USERS)
     return Manifest(
         model=name,
         version=version,
@@ -133,10 +135,9 @@ def _manifest(parts: ModelParts, name: str, version: str, files: dict[str, str])
         feature_stats=parts.encoder.stats.to_json(),
         table_rows=parts.encoder.table_rows(),
         user_state=tuple(
-            TensorLayout(name=spec.name, shape=tuple(s for s in spec.shape if isinstance(s, int)))
-            for spec in state_specs(config, "U")
+            TensorLayout.model_validate({"name": spec.name, "dtype": spec.dtype, "shape": spec.row_shape}) for spec in state
         ),
-        user_state_bytes=state_bytes(config),
+        user_state_bytes=sum(spec.row_bytes for spec in state),
         flops=flop_model(schema, config).to_json(),
         calibration=dict(parts.calibration),
         evaluation=dict(parts.evaluation),

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.architectures.kunlun.config import CandidateStreamConfig, KunlunConfig
 from model.layers.dropout import HiddenDropout
 from model.layers.tokens import row_invariant_linear
 from model.layers.wukong import WukongMixture
-from model.model_config import CandidateStreamConfig, ModelConfig
 
 
 class GatedUnit(nn.Module):
@@ -58,7 +58,7 @@ class WukongUnit(nn.Module):
 class CandidateStream(nn.Module):
     """Scores candidates against user states. Returns logits [C, tasks]."""
 
-    def __init__(self, config: ModelConfig, item_inputs: int, context_inputs: int, tasks: int) -> None:
+    def __init__(self, config: KunlunConfig, item_inputs: int, context_inputs: int, tasks: int) -> None:
         super().__init__()
         stream = config.candidate
         flat, state = stream.tokens * stream.width, config.state_tokens * stream.width

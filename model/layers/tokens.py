@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.model_config import PRODUCT_WIDTH
+from model.architectures.terms import PRODUCT_WIDTH
 
 
 def row_invariant_linear(linear: nn.Linear, x: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from kernels.dispatch import pffn
 from kernels.gdpa.reference import rms_norm
+from model.architectures.kunlun.config import KunlunConfig, TowerConfig
 from model.layers.seed_pooling import HierarchicalSeedPooling
 from model.layers.sliding_window import SlidingWindowAttention
 from model.layers.tokens import FlatTokens, HistoryTokens
 from model.layers.weight_generation import ContextSummary, GeneratedWeights
 from model.layers.wukong import WukongMixture
-from model.model_config import ModelConfig, TowerConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TowerInput:
 class GlobalStep(nn.Module):
     """Even layer of one tower: PFFN with generated weights, then HSP and the lift to the model width."""
 
-    def __init__(self, config: ModelConfig, tower: TowerConfig, cap: int) -> None:
+    def __init__(self, config: KunlunConfig, tower: TowerConfig, cap: int) -> None:
         super().__init__()
         activation = (config.activation,) if isinstance(config.activation, str) else config.activation
         self.heads = tower.heads
@@ -62,7 +62,7 @@ class GlobalStep(nn.Module):
 class UserLayer(nn.Module):
     """One layer of the user stream: the towers' steps, Global Interaction, and the state tensor R_l."""
 
-    def __init__(self, config: ModelConfig, towers: Mapping[str, TowerInput], layer: int) -> None:
+    def __init__(self, config: KunlunConfig, towers: Mapping[str, TowerInput], layer: int) -> None:
         super().__init__()
         self.is_global = layer % 2 == 0
         self.events = [e for e in towers if layer < config.tower(e).layers]
@@ -107,7 +107,7 @@ class UserLayer(nn.Module):
 class UserStream(nn.Module):
     """User features [B, inputs] and histories per event type → states, L × [B, state_tokens, candidate width]."""
 
-    def __init__(self, config: ModelConfig, user_inputs: int, towers: Mapping[str, TowerInput]) -> None:
+    def __init__(self, config: KunlunConfig, user_inputs: int, towers: Mapping[str, TowerInput]) -> None:
         super().__init__()
         self.user_tokens = FlatTokens(user_inputs, config.user_tokens, config.width)
         self.events = list(towers)

@@ -6,10 +6,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
+from model.architectures.registry import AnyArchitecture
 from model.config import ConfigError, StrictModel, describe, load_yaml
-from model.model_config import ModelConfig, load_preset
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -102,7 +102,7 @@ class AugmentConfig(StrictModel):
 
 
 class TrainConfig(StrictModel):
-    """A whole run. `model` is a shipped preset's name or a full model configuration.
+    """A whole run. `model`: a preset, or a mapping with `architecture` or `preset` (see `model.architectures.registry`).
 
     `negative_rate`: share of the training part's negatives that is trained on. Shown items whose labels are all 0 are kept
     with this probability, all others always; probabilities and figures stay those of the full distribution. On a log
@@ -121,7 +121,7 @@ class TrainConfig(StrictModel):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "kunlun"
-    model: str | ModelConfig = "small"
+    model: AnyArchitecture = Field(default="small", validate_default=True)
     warm_start: Path | None = None
     split: SplitKind = SplitKind.TIME
     epochs: Annotated[int, Field(ge=1)] = 1
@@ -146,17 +146,6 @@ class TrainConfig(StrictModel):
     max_skipped_steps: Annotated[int, Field(ge=1)] = 20
     refit_on_validation: bool = False
     refit_length: RefitLength = RefitLength.STEPS
-
-    @model_validator(mode="after")
-    def _preset_exists(self) -> TrainConfig:
-        if isinstance(self.model, str):
-            load_preset(self.model)
-        return self
-
-    @property
-    def model_config_resolved(self) -> ModelConfig:
-        """The model configuration, whether given by name or in full."""
-        return load_preset(self.model) if isinstance(self.model, str) else self.model
 
 
 def load_train_config(path: str | Path) -> TrainConfig:

@@ -93,7 +93,7 @@ class TrainingRun:
 
     def new_model(self) -> KunlunRanker:
         """A freshly initialised model of this run's configuration."""
-        return KunlunRanker(self.schema, self.config.model_config_resolved, self.encoder.table_rows())
+        return KunlunRanker(self.schema, self.config.model, self.encoder.table_rows())
 
     def load_model(self, which: str = BEST) -> KunlunRanker:
         """The model of the best or the newest checkpoint, in eval mode."""

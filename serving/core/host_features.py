@@ -19,14 +19,8 @@ from numpy.typing import NDArray
 from model.artifact import Artifact
 from model.features import gather
 from model.records import Records, feature_dtype
-from model.signature import (
-    CANDIDATES,
-    REQUEST_INDEX,
-    GraphSignature,
-    encode_user_signature,
-    score_candidates_signature,
-    state_names,
-)
+from model.signature import REQUEST_INDEX, GraphSignature, encode_user_signature, score_candidates_signature
+from model.tensor_spec import CANDIDATES
 
 Rows = dict[str, NDArray[Any]]
 ItemRows = NDArray[np.void]
@@ -53,7 +47,7 @@ class HostFeatures:
         self.schema, self.layout = artifact.schema, artifact.encoder.layout
         self.encode_signature = encode_user_signature(artifact.schema, artifact.config)
         self.score_signature = score_candidates_signature(artifact.schema, artifact.config)
-        self.states = state_names(artifact.config)
+        self.states = tuple(spec.name for spec in self.encode_signature.outputs)
         inputs = [s for s in self.score_signature.inputs if s.shape[0] == CANDIDATES and s.name != REQUEST_INDEX]
         self._item_inputs = [spec.name for spec in inputs]
         own = [(spec.name, spec.dtype, spec.shape[1:]) for spec in inputs]

@@ -38,7 +38,7 @@ class StateKey(NamedTuple):
 
 @dataclass(frozen=True)
 class UserState:
-    """The state tensors [1, n_r, d_c] by name, and what the reply says of the history they were made from.
+    """The state tensors [1, …] by name, and what the reply says of the history they were made from.
 
     `queue_s`, `encode_s`: what making it took. `history_version`: of the histories it was made from.
     `is_degraded`: made without the store or from a part of the histories, so nothing may fall back on it.

@@ -20,7 +20,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13
 
+from model.architectures.base import ArchitectureConfig
+from model.architectures.terms import PRODUCT_WIDTH, FeatureWidths
 from model.artifact import Artifact, ArtifactError
-from model.model_config import PRODUCT_WIDTH, ModelConfig
 from model.signature import ENCODE_USER
 from serving.engines.base import Tensors
 from serving.engines.cache import GRAPHS, EngineIdentity, Precision
@@ -121,28 +122,27 @@ def convert_graphs(artifact: Artifact, directory: Path) -> None:
 
 def identity(artifact: Artifact, *, precision: str, threads: int) -> EngineIdentity:
     """What a compiled engine of `artifact` on this machine depends on; resolves precision `auto`."""
-    core, events = ov.Core(), [event.name for event in artifact.schema.events]
+    core, widths = ov.Core(), FeatureWidths.of(artifact.schema)
     return EngineIdentity(
         artifact_digest=artifact.digest,
         target=TARGET,
         device=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip() + _instruction_sets(core),
         libraries={"openvino": str(ov.__version__)},
-        precision=resolve_precision(precision, row_invariant_in_bf16(artifact.config, events)),
+        precision=resolve_precision(precision, row_invariant_in_bf16(artifact.config, widths)),
         threads=threads,
     )
 
 
-def row_invariant_in_bf16(config: ModelConfig, events: Sequence[str]) -> bool:
-    """Whether every bf16 product of a model over `events` gives a row the same bits in any number of rows, AMX included.
+def row_invariant_in_bf16(config: ArchitectureConfig, features: FeatureWidths) -> bool:
+    """Whether every bf16 product of a model gives a row the same bits in any number of rows, AMX included.
 
     Its streams must be wide enough, and products with one row per user or request must have inner widths that need no
-    padding (those over features are padded by the graphs).
+    padding (those over features are padded by the graphs). An architecture that declares no widths is not known to.
     """
-    towers, mix = [config.tower(event) for event in events], config.user_interaction
-    streams = [config.width, config.candidate.width, *(tower.width for tower in towers)]
-    seen_by_expert = config.user_tokens // mix.experts + sum(tower.n_tokens for tower in towers)
-    inner = [*streams, seen_by_expert * mix.fm_rank, mix.hidden, config.state_tokens * config.candidate.width]
-    return min(streams) >= LEAST_BF16_WIDTH and not any(width % PRODUCT_WIDTH for width in inner)
+    widths = config.product_widths(features)
+    if widths is None:
+        return False
+    return min(widths.streams) >= LEAST_BF16_WIDTH and not any(width % PRODUCT_WIDTH for width in widths.inner)
 
 
 def resolve_precision(precision: str, row_invariant: bool = True) -> Precision:

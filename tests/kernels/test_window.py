@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.window.padded import window_attention, window_attention_dense
-from model.flops import window_pairs
+from model.architectures.kunlun.flops import window_pairs
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8, 21, 64])

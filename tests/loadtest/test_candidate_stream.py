@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from loadtest.candidate_stream import FORMS, Quality, at_equal_ms
-from model.model_config import ModelConfig, load_preset
+from model.architectures.kunlun.config import KunlunConfig
+from model.architectures.registry import load_preset
 
 LITERAL = [form for form in FORMS if "wukong" in FORMS[form]]
 GATED = [form for form in FORMS if "hidden" in FORMS[form]]
@@ -30,5 +31,5 @@ def test_a_literal_form_is_set_beside_the_best_gated_one_that_is_no_slower() -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_a_model(form: str) -> None:
-    config = ModelConfig.model_validate(load_preset("small").model_dump() | {"candidate": FORMS[form]})
+    config = KunlunConfig.model_validate(load_preset("small").model_dump() | {"candidate": FORMS[form]})
     assert (config.candidate.wukong is None) == (config.candidate.hidden is not None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.architectures.registry import load_preset
 from model.config import parse_yaml
-from model.model_config import load_preset
 from model.ranker import KunlunRanker
 from model.schema import Schema
 

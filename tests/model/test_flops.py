@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.flops import FlopModel, encode_flops, flop_model, score_flops, window_pairs
-from model.model_config import ModelConfig, load_preset
+from model.architectures.kunlun.config import KunlunConfig
+from model.architectures.kunlun.flops import window_pairs
+from model.architectures.registry import load_preset
+from model.flops import FlopModel, encode_flops, flop_model, score_flops
 from model.ranker import KunlunRanker
 from model.schema import Schema
 
@@ -34,13 +36,13 @@ def test_encode_formula_equals_torchs_count(schema: Schema, preset: str, click: 
     flops, users = flop_model(schema, config), 3
     found = counted(model.encode_user, {"U": users, "T_click": click, "T_impression": impression})
     one = flops.encode({"click": click, "impression": impression}, executed=True)
-    assert users * one.total + flops.seed_queries() == pytest.approx(found, rel=1e-9)
+    assert users * one.total + flops.constant() == pytest.approx(found, rel=1e-9)
 
 
 @pytest.mark.parametrize("candidate", [{}, {"candidate": LITERAL}], ids=["gated", "wukong"])
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_score_formula_equals_torchs_count(schema: Schema, preset: str, candidate: dict[str, object]) -> None:
-    config = ModelConfig.model_validate(load_preset(preset).model_dump() | candidate)
+    config = KunlunConfig.model_validate(load_preset(preset).model_dump() | candidate)
     model = KunlunRanker(schema, config, TABLE_ROWS)
     found = counted(model.score_candidates, {"R": 3, "C": 17})
     assert flop_model(schema, config).score(3, 17, executed=True).total == pytest.approx(found, rel=1e-9)
@@ -50,12 +52,12 @@ def test_score_formula_equals_torchs_count(schema: Schema, preset: str, candidat
 def test_towers_of_different_depth_are_counted(schema: Schema) -> None:
     data = load_preset("tiny").model_dump()
     data["towers"] = {"impression": data["default_tower"] | {"layers": 1, "width": 16, "n_seeds": 8, "n_tokens": 2}}
-    config = ModelConfig.model_validate(data)
+    config = KunlunConfig.model_validate(data)
     model = KunlunRanker(schema, config, TABLE_ROWS)
     found = counted(model.encode_user, {"U": 2, "T_click": 10, "T_impression": 6})
     flops = flop_model(schema, config)
     one = flops.encode({"click": 10, "impression": 6}, executed=True).total
-    assert 2 * one + flops.seed_queries() == pytest.approx(found, rel=1e-9)
+    assert 2 * one + flops.constant() == pytest.approx(found, rel=1e-9)
 
 
 def test_useful_work_never_exceeds_executed_work(schema: Schema) -> None:

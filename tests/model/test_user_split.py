@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.architectures.kunlun.config import KunlunConfig
+from model.architectures.registry import load_preset
 from model.config import ConfigError, parse_yaml
-from model.model_config import ModelConfig, load_preset
 from model.ranker import KunlunRanker
 from model.signature import GraphSignature
 
@@ -121,9 +122,9 @@ def test_dead_last_attention_is_rejected_with_the_reason() -> None:
     config = load_preset("tiny").model_dump()
     config["default_tower"]["layers"] = 2
     with pytest.raises(ValueError, match="its last self-attention would never be read; use 1 or 3"):
-        ModelConfig.model_validate(config)
+        KunlunConfig.model_validate(config)
 
 
 def test_unknown_model_keys_name_the_nearest() -> None:
     with pytest.raises(ConfigError, match="user_token: unknown key; did you mean 'user_tokens'"):
-        parse_yaml(ModelConfig, "width: 32\nuser_token: 4\n")
+        parse_yaml(KunlunConfig, "width: 32\nuser_token: 4\n")

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.architectures.registry import load_preset
 from model.artifact import Artifact, Calibration, ScoreReference
 from model.config import parse_yaml
 from model.export.writer import ModelParts, write_artifact
 from model.features import FeatureEncoder, FeatureStats
 from model.metrics.score_histogram import score_histogram
-from model.model_config import load_preset
 from model.ranker import KunlunRanker
 from model.schema import Schema
 from model.signature import GraphSignature

@@ -12,10 +12,13 @@ from model.data.request_log import load_request_log
 
 
 def test_synthetic_ends_with_one_json_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepare", "--output", str(tmp_path / "log"), "--requests", "150", "--seed", "2", "--json"]) == 0
+    assert (
+        main(["prepare", "--output", str(tmp_path / "log"), "--requests", "150", "--users", "9", "--seed", "2", "--json"]) == 0
+    )
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["counts"]["requests"] == 150 == len(load_request_log(tmp_path / "log"))
     assert figures["source"]["parameters"]["seed"] == 2
+    assert figures["counts"]["users"] <= 9
     assert set(figures["bayes"]["click"]) >= {"ne_bayes", "ne_no_order", "ne_no_history"}
     assert json.loads((tmp_path / "log" / "dataset.json").read_text())["bayes"] == figures["bayes"]
 

@@ -9,10 +9,11 @@ import openvino as ov
 import pytest
 import torch
 
+from model.architectures.kunlun.config import KunlunConfig
+from model.architectures.kunlun.graphs import KunlunScore
+from model.architectures.registry import load_preset
 from model.config import parse_yaml
 from model.export.graphs import export_graph
-from model.model_config import ModelConfig, load_preset
-from model.ranker import ScoreCandidates
 from model.schema import Schema
 from tests.serving.random_artifact import SCHEMA, random_inputs
 
@@ -25,8 +26,8 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_an_engine_computes_what_the_twin_computed(form: str, tmp_path: Path, rng: np.random.Generator) -> None:
     torch.manual_seed(0)
-    config = ModelConfig.model_validate(load_preset("small").model_dump() | {"candidate": FORMS[form]})
-    twin = ScoreCandidates(parse_yaml(Schema, SCHEMA), config).eval()
+    config = KunlunConfig.model_validate(load_preset("small").model_dump() | {"candidate": FORMS[form]})
+    twin = KunlunScore(parse_yaml(Schema, SCHEMA), config).eval()
     inputs = random_inputs(twin.signature, {"R": 5, "C": 256}, rng)
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     path = tmp_path / "graph.onnx"
@@ -56,4 +57,4 @@ def test_one_interaction_is_asked_for(change: dict[str, object], message: str) -
     data = load_preset("tiny").model_dump()
     data["candidate"] |= change
     with pytest.raises(ValueError, match=f"(?s){message}"):
-        ModelConfig.model_validate(data)
+        KunlunConfig.model_validate(data)

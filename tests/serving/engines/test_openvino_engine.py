@@ -10,8 +10,11 @@ import openvino as ov
 import pytest
 from openvino import opset13
 
+from model.architectures.registry import load_preset
+from model.architectures.terms import FeatureWidths
 from model.artifact import Artifact, ArtifactError
-from model.model_config import load_preset
+from model.config import parse_yaml
+from model.schema import Schema
 from model.signature import ENCODE_USER, SCORE_CANDIDATES, encode_user_signature, score_candidates_signature
 from serving.engines.base import Session
 from serving.engines.open import open_engine
@@ -23,7 +26,7 @@ from serving.engines.openvino_engine import (
     row_invariant_in_bf16,
 )
 from serving.engines.parity import check_parity
-from tests.serving.random_artifact import random_inputs
+from tests.serving.random_artifact import SCHEMA, random_inputs
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +86,12 @@ def test_rows_of_a_bf16_product_have_the_same_bits_in_any_number(width: int, out
 
 
 def test_models_whose_bf16_rows_depend_on_others_are_served_in_f32_unless_told() -> None:
-    events, small = ["click", "impression"], load_preset("small")
-    assert row_invariant_in_bf16(small, events)
-    assert not row_invariant_in_bf16(load_preset("tiny"), events), "narrow"
+    widths, small = FeatureWidths.of(parse_yaml(Schema, SCHEMA)), load_preset("small")
+    assert row_invariant_in_bf16(small, widths)
+    assert not row_invariant_in_bf16(load_preset("tiny"), widths), "narrow"
     for odd in ({"fm_rank": 15}, {"hidden": 250}):
         config = small.model_copy(update={"user_interaction": small.user_interaction.model_copy(update=odd)})
-        assert not row_invariant_in_bf16(config, events), odd
+        assert not row_invariant_in_bf16(config, widths), odd
     assert resolve_precision("auto", False) == "f32"
 
 

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a Kunlun model in the `user_split` wiring. Torch-free; stored in the manifest.
+"""Hyper-parameters of a Kunlun model in the `user_split` wiring. Torch-free.
 
 Names follow the paper (arXiv:2602.10016) where it has one. Layers are counted from 0: even layers
 run GDPA-PFFN and HSP, odd layers run self-attention and reuse the last summary (CompSkip).
@@ -6,18 +6,23 @@ run GDPA-PFFN and HSP, odd layers run self-attention and reuse the last summary 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from model.config import StrictModel, load_yaml
+from model.architectures.base import ArchitectureConfig
+from model.architectures.kunlun import flops
+from model.architectures.terms import FeatureWidths, ProductWidths, Terms
+from model.config import ConfigError, StrictModel
+from model.schema import Schema
+from model.tensor_spec import TensorSpec
 
-PRESETS = Path(__file__).parent / "presets"
+if TYPE_CHECKING:
+    from model.architectures.graphs import EncodeGraph, ScoreGraph
+
 Positive = Annotated[int, Field(ge=1)]
-PRODUCT_WIDTH = 32
-"""Products with one row per user or request have an inner width padded to a multiple of this (`row_invariant_linear`)."""
 
 
 class Activation(StrEnum):
@@ -95,9 +100,10 @@ class CandidateStreamConfig(StrictModel):
         return self
 
 
-class ModelConfig(StrictModel):
+class KunlunConfig(ArchitectureConfig):
     """A whole model. `towers` names event types; `default_tower` serves those not named."""
 
+    architecture: Literal["kunlun"] = "kunlun"
     variant: Literal["user_split"] = "user_split"
     width: Positive
     user_tokens: Positive
@@ -113,7 +119,7 @@ class ModelConfig(StrictModel):
     time_scale_s: Annotated[float, Field(gt=0)] = 3600.0
 
     @model_validator(mode="after")
-    def _no_dead_compute(self) -> ModelConfig:
+    def _no_dead_compute(self) -> KunlunConfig:
         for name, tower in [("default_tower", self.default_tower), *((f"towers.{n}", t) for n, t in self.towers.items())]:
             if tower.layers > self.layers:
                 raise ValueError(f"{name}: layers {tower.layers} exceeds the model's {self.layers}")
@@ -134,7 +140,41 @@ class ModelConfig(StrictModel):
         """The tower of an event type."""
         return self.towers.get(event, self.default_tower)
 
+    def check_schema(self, schema: Schema) -> None:
+        declared = [e.name for e in schema.events]
+        for event in self.towers:
+            if event not in declared:
+                raise ConfigError(f"towers: {event!r} is not an event type of the schema; there are: {', '.join(declared)}")
 
-def load_preset(name: str) -> ModelConfig:
-    """A shipped configuration: `tiny` (tests) or `small` (public data)."""
-    return load_yaml(ModelConfig, PRESETS / f"{name}.yaml")
+    def state_specs(self, schema: Schema, rows: str) -> tuple[TensorSpec, ...]:
+        """R_0 … R_{L-1}, each [rows, state_tokens, candidate width]."""
+        shape = (rows, self.state_tokens, self.candidate.width)
+        return tuple(TensorSpec(name, "float32", shape) for name in self.layer_states)
+
+    @property
+    def layer_states(self) -> tuple[str, ...]:
+        """Names of R_0 … R_{L-1}."""
+        return tuple(f"state_{layer}" for layer in range(self.layers))
+
+    def encode_terms(self, widths: FeatureWidths, lengths: Mapping[str, int], executed: bool) -> Terms:
+        return flops.encode_terms(self, widths, lengths, executed)
+
+    def score_terms(
+        self, widths: FeatureWidths, requests: int, candidates: int, executed: bool, lengths: Mapping[str, int]
+    ) -> Terms:
+        return flops.score_terms(self, widths, requests, candidates, executed)
+
+    def constant_terms(self, widths: FeatureWidths) -> Terms:
+        return flops.seed_queries(self, widths)
+
+    def product_widths(self, widths: FeatureWidths) -> ProductWidths:
+        towers, mix = [self.tower(event) for event in widths.caps], self.user_interaction
+        streams = (self.width, self.candidate.width, *(tower.width for tower in towers))
+        seen_by_expert = self.user_tokens // mix.experts + sum(tower.n_tokens for tower in towers)
+        inner = (*streams, seen_by_expert * mix.fm_rank, mix.hidden, self.state_tokens * self.candidate.width)
+        return ProductWidths(streams, inner)
+
+    def graphs(self, schema: Schema) -> tuple[EncodeGraph, ScoreGraph]:
+        from model.architectures.kunlun.graphs import KunlunEncode, KunlunScore
+
+        return KunlunEncode(schema, self), KunlunScore(schema, self)

@@ -1,0 +1,78 @@
+"""`python -m kernels.bench`: the whole script at tiny sizes, and what must make it say no."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.bench.device import Ceilings, datasheet
+from kernels.bench.parity import Operation, compare
+from kernels.bench.report import roofline
+from kernels.bench.run import Result
+from kernels.bench.timing import Timing
+from kernels.dispatch import window_attention
+from kernels.window.reference import window_attention_jagged
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.slow
+def test_a_dry_run_covers_every_operator_and_ends_with_one_json_line(tmp_path: Path) -> None:
+    report = tmp_path / "report.md"
+    command = [sys.executable, "-m", "kernels.bench", "--dry-run", "--report", str(report)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["ok"] is True
+    assert line["not_measured"] == []
+    text = report.read_text(encoding="utf-8")
+    for operator in ("gdpa", "pffn", "window_attention", "seed_pooling"):
+        for direction in ("forward", "backward"):
+            measured = [figures for name, figures in line["kernels"].items() if name.startswith(f"{operator} {direction}:")]
+            assert measured, (operator, direction)
+            assert all(figures["error"] < 1.5e-2 for figures in measured)
+        assert f"### {operator}" in text
+
+
+def test_without_a_gpu_it_says_what_to_do() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = subprocess.run([sys.executable, "-m", "kernels.bench"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "expected a CUDA device, found none; `--dry-run` exercises the script" in done.stderr
+
+
+@pytest.mark.parametrize(("planted", "ok"), [(0.0, True), (0.05, False), (float("nan"), False)])
+def test_parity_passes_the_right_operator_and_no_wrong_one(planted: float, ok: bool) -> None:
+    offsets = torch.tensor([0, 9, 9, 14], dtype=torch.int32)
+    operation = Operation(
+        "planted",
+        ((14, 2, 8),) * 3,
+        lambda q, k, v: window_attention(q, k, v, offsets, 3) + planted * v,
+        lambda q, k, v: window_attention_jagged(q, k, v, offsets, 3)[0],
+    )
+    assert all(compare(operation, dtype, "cpu").ok is ok for dtype in (torch.float32, torch.bfloat16))
+
+
+def test_roofline_is_the_larger_of_arithmetic_and_memory_time() -> None:
+    ceilings = Ceilings(tflops=1000.0, tbs=2.0, source="data sheet")
+    timing = Timing(2e-3, 2e-3, 2e-3, 1, 1)
+    result = Result("gdpa", "case", "triton", "forward", timing=timing, flops=1e12, moved=1e9)
+    assert roofline(result, ceilings) == pytest.approx(0.5)  # 1 ms of arithmetic
+    memory_bound = Result("gdpa", "case", "triton", "forward", timing=timing, flops=1e11, moved=2e9)
+    assert roofline(memory_bound, ceilings) == pytest.approx(0.5)  # 1 ms of reading and writing
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops", "tbs"),
+    [("NVIDIA H100 80GB HBM3", 989.0, 3.35), ("NVIDIA H100 PCIe", 756.0, 2.0), ("NVIDIA GH200 480GB", 989.0, 4.0)],
+)
+def test_the_data_sheet_is_found_by_the_drivers_name(name: str, tflops: float, tbs: float) -> None:
+    found = datasheet(name)
+    assert found is not None
+    assert (found.tflops, found.tbs) == (tflops, tbs)
