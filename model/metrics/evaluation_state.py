@@ -30,10 +30,15 @@ _LIMIT = 17 * BINS_PER_UNIT  # clipped probabilities lie within ±16.2 log-odds
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-FIGURES = ("ne", "auc", "gauc", "ndcg10", "mrr", "calibration", "ece", "base_rate", "log_loss", "ne_bayes")
+FIGURES = (
+    *("ne", "auc", "gauc", "ndcg10", "mrr", "calibration", "ece", "base_rate", "log_loss"),
+    *("ne_bayes", "ne_expected", "over_bayes"),
+)
 """In the order they are shown. ``gauc``: AUC per user, weighted by impressions, over users with both classes.
 ``ndcg10``, ``mrr``: mean over requests with a positive. ``calibration``: predicted over observed positives. ``ece``: over
-20 bins of equal population. ``ne_bayes``: NE of the true probabilities (synthetic logs) on the same labels."""
+20 bins of equal population. Of logs with true probabilities: ``ne_bayes``, their NE on the same labels; ``ne_expected``, the
+model's NE without the noise of labels (cross-entropy with the true probability, over the entropy of its mean);
+``over_bayes``, the share by which ``ne_expected`` exceeds that of the true probabilities themselves."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,9 @@ class EvaluationState:
     predictions: Floats
     loss: Floats
     truth_loss: Floats
+    truth: Floats
+    expected_loss: Floats
+    least_loss: Floats
     ndcg: Floats
     reciprocal_rank: Floats
     ranked: Floats
@@ -65,7 +73,7 @@ class EvaluationState:
     def empty(cls) -> EvaluationState:
         """No examples: the zero of `+`."""
         none, index = np.zeros(0), np.zeros(0, np.int64)
-        return cls(index, index, index, none, none, none, none, none, none, none, none)
+        return cls(index, index, index, none, none, none, none, none, none, none, none, none, none, none)
 
     @classmethod
     def of(
@@ -94,12 +102,16 @@ class EvaluationState:
         user_of_request = np.zeros(len(lengths), np.int64)
         user_of_request[present] = user_of_present
         owner, score_bin = user_of_request[request], _score_bins(p)
+        t = np.zeros(len(y)) if truth is None else np.asarray(truth, dtype=np.float64)[known]
         columns = {
             "examples": w,
             "positives": w * y,
             "predictions": w * p,
             "loss": w * _loss(p, y),
-            "truth_loss": w * _loss(truth[known], y) if truth is not None else np.zeros(len(y)),
+            "truth_loss": w * _loss(t, y),
+            "truth": w * t,
+            "expected_loss": w * _loss(p, t),
+            "least_loss": w * _loss(t, t),
         }
         cell_owner, cell_bin, sums = _merged(owner, score_bin, columns, len(keys))
         starts = np.searchsorted(request, np.arange(len(lengths) + 1)).astype(np.int64)
@@ -154,7 +166,7 @@ class EvaluationState:
         sums = {name: drawn @ column for name, column in self._per_user().items()}
         with np.errstate(invalid="ignore", divide="ignore"):
             rate = sums["positives"] / sums["examples"]
-            entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+            entropy = _entropy(rate)
             found = {
                 "ne": sums["loss"] / sums["examples"] / entropy,
                 "auc": self._auc(drawn),
@@ -168,6 +180,8 @@ class EvaluationState:
                 found |= {"ndcg10": sums["ndcg"] / sums["ranked"], "mrr": sums["reciprocal_rank"] / sums["ranked"]}
             if self.has_truth:
                 found["ne_bayes"] = sums["truth_loss"] / sums["examples"] / entropy
+                found["ne_expected"] = sums["expected_loss"] / sums["examples"] / _entropy(sums["truth"] / sums["examples"])
+                found["over_bayes"] = sums["expected_loss"] / sums["least_loss"] - 1
         return {name: found[name] for name in FIGURES if name in found}
 
     def _per_user(self) -> dict[str, Floats]:
@@ -204,7 +218,7 @@ class EvaluationState:
         return gap.reshape(shape)
 
 
-_CELL_SUMS = ("examples", "positives", "predictions", "loss", "truth_loss")
+_CELL_SUMS = ("examples", "positives", "predictions", "loss", "truth_loss", "truth", "expected_loss", "least_loss")
 _LIST_SUMS = ("ndcg", "reciprocal_rank", "ranked")
 assert {*_CELL_SUMS, *_LIST_SUMS} <= {f.name for f in fields(EvaluationState)}
 
@@ -228,6 +242,10 @@ def _added(index: Ints, values: Floats, count: int) -> Floats:
 
 
 def _loss(p: NDArray[np.floating], y: Floats) -> Floats:
-    """Log-loss per example, clipped as `NEState` does."""
+    """Log-loss per example, clipped as `NEState` does; `y` may be a probability, then it is the expected one."""
     q = clipped(p)
-    return np.asarray(-np.where(y > 0, np.log(q), np.log1p(-q)), dtype=np.float64)
+    return np.asarray(-(y * np.log(q) + (1 - y) * np.log1p(-q)), dtype=np.float64)
+
+
+def _entropy(rate: Floats) -> Floats:
+    return np.asarray(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)), dtype=np.float64)

@@ -56,6 +56,10 @@ def test_figures_equal_brute_force() -> None:
     assert tuple(found) == FIGURES
     assert found["ne"] == pytest.approx(log_loss(y, p) / entropy, abs=1e-12)
     assert found["ne_bayes"] == pytest.approx(log_loss(y, sample.truth) / entropy, abs=1e-12)
+    t, mean = sample.truth, sample.truth.mean()
+    expected, least = (-(t * np.log(q) + (1 - t) * np.log(1 - q)).mean() for q in (p, t))
+    assert found["ne_expected"] == pytest.approx(expected / -(mean * np.log(mean) + (1 - mean) * np.log(1 - mean)), abs=1e-12)
+    assert found["over_bayes"] == pytest.approx(expected / least - 1, abs=1e-12)
     assert found["auc"] == pytest.approx(roc_auc_score(y, p), abs=5e-5)
     assert found["gauc"] == pytest.approx(np.average([a for a, _ in aucs], weights=[n for _, n in aucs]), abs=1e-4)
     assert found["mrr"] == pytest.approx(np.mean(ranks), abs=1e-12)
@@ -93,7 +97,7 @@ def test_a_shard_without_truth_or_whole_lists_leaves_their_figures_out() -> None
     sample = Sample(4, requests=20)
     bare = EvaluationState.of(sample.p, sample.labels, sample.users, sample.offsets, whole_lists=False)
     merged = sample.state(np.arange(20)) + bare
-    assert {"ne_bayes", "ndcg10", "mrr"}.isdisjoint(merged.figures())
+    assert {"ne_bayes", "over_bayes", "ndcg10", "mrr"}.isdisjoint(merged.figures())
     assert "ne_bayes" in sample.state(np.arange(20)).figures()
 
 
