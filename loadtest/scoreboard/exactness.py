@@ -95,6 +95,7 @@ def flop_counter_equals_count(bench: Bench) -> Figure:
     from torch.utils.flop_counter import FlopCounterMode
 
     from model.flops import flop_model
+    from model.layers.served_form import served_form
     from model.training.run import TrainingRun
 
     model = TrainingRun.open(bench.pipeline.path("run")).load_model()
@@ -111,7 +112,7 @@ def flop_counter_equals_count(bench: Bench) -> Figure:
             torch.zeros([sizes[s] if isinstance(s, str) else s for s in spec.shape], dtype=getattr(torch, spec.dtype))
             for spec in signature.inputs
         ]
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), served_form(), FlopCounterMode(display=False) as counter:
             module(*inputs)
         worst = max(worst, abs(want / counter.get_total_flops() - 1))
     return Figure(worst, worst < 0.01, {"graphs": 2})

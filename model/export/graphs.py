@@ -23,6 +23,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 from torch.export import Dim
 
+from model.layers.served_form import served_form
 from model.signature import GraphSignature
 
 OPSET = 20
@@ -38,7 +39,7 @@ def export_graph(module: nn.Module, signature: GraphSignature, example: Mapping[
         {axis: Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in signature.inputs
     )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with served_form(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),

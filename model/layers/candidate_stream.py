@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.architectures.kunlun.config import CandidateStreamConfig, KunlunConfig
+from model.architectures.kunlun.config import CandidateStreamConfig, KunlunConfig, TargetWeights
 from model.layers.dropout import HiddenDropout
+from model.layers.target_pooling import TargetMemory, TargetPooling
 from model.layers.tokens import row_invariant_linear
 from model.layers.wukong import WukongMixture
 
@@ -58,7 +59,7 @@ class WukongUnit(nn.Module):
 class CandidateStream(nn.Module):
     """Scores candidates against user states. Returns logits [C, tasks]."""
 
-    def __init__(self, config: KunlunConfig, item_inputs: int, context_inputs: int, tasks: int) -> None:
+    def __init__(self, config: KunlunConfig, item_inputs: int, context_inputs: int, tasks: int, caps: list[int]) -> None:
         super().__init__()
         stream = config.candidate
         flat, state = stream.tokens * stream.width, config.state_tokens * stream.width
@@ -72,13 +73,28 @@ class CandidateStream(nn.Module):
         self.head_request = nn.Linear(state, stream.head_hidden)
         self.logits = nn.Linear(stream.head_hidden, tasks)
         self.dropout = HiddenDropout()
+        target = config.target_pooling
+        self.target_pooling = (
+            None
+            if target is None
+            else TargetPooling(flat, target.width, target.seeds, caps, normalized=target.weights == TargetWeights.SOFTMAX)
+        )
 
-    def forward(self, item: Tensor, context: Tensor | None, states: list[Tensor], request_index: Tensor) -> Tensor:
-        """item [C, ·], context [R, ·], states L × [R, n_r, d_c], request_index int64 [C]."""
+    def forward(
+        self,
+        item: Tensor,
+        context: Tensor | None,
+        states: list[Tensor],
+        request_index: Tensor,
+        memories: list[TargetMemory],
+    ) -> Tensor:
+        """item [C, ·], context [R, ·], states L × [R, n_r, d_c], request_index int64 [C]; memories with target pooling only."""
         rows = [state.flatten(1) for state in states]
         x = self.from_item(item)
         if self.from_context is not None and context is not None:
             x = x + row_invariant_linear(self.from_context, context).index_select(0, request_index)
+        if self.target_pooling is not None:
+            x = self.target_pooling(x, memories, request_index)
         for layer, r in zip(self.layers, rows, strict=True):
             x = layer(x, r, request_index)
         shared = self.head_request(rows[-1]).index_select(0, request_index)

@@ -73,7 +73,7 @@ class UserLayer(nn.Module):
         for event in self.events:
             tower_input = towers[event]
             tower = config.tower(event)
-            steps[_module_name(event)] = (
+            steps[event_module(event)] = (
                 GlobalStep(config, tower, tower_input.cap)
                 if self.is_global
                 else SlidingWindowAttention(tower.width, tower.heads, tower.window, tower_input.cap, config.time_scale_s)
@@ -93,11 +93,11 @@ class UserLayer(nn.Module):
         if self.is_global and self.events:
             x_sum = self.summary(x)
             for event in self.events:
-                s[event], h[event] = self.steps[_module_name(event)](s[event], x_sum, histories[event].lengths)
+                s[event], h[event] = self.steps[event_module(event)](s[event], x_sum, histories[event].lengths)
         else:
             for event in self.events:
                 history = histories[event]
-                s[event] = self.steps[_module_name(event)](s[event], history.age_s, history.lengths)
+                s[event] = self.steps[event_module(event)](s[event], history.age_s, history.lengths)
         summary = torch.cat(list(h.values()), dim=1)
         x = self.interact(x, summary)
         state = rms_norm(self.state_project(self.state_mix @ torch.cat([x, summary], dim=1)))
@@ -105,28 +105,28 @@ class UserLayer(nn.Module):
 
 
 class UserStream(nn.Module):
-    """User features [B, inputs] and histories per event type → states, L × [B, state_tokens, candidate width]."""
+    """User features [B, inputs] and histories per event type → states, L × [B, state_tokens, candidate width], and last S."""
 
     def __init__(self, config: KunlunConfig, user_inputs: int, towers: Mapping[str, TowerInput]) -> None:
         super().__init__()
         self.user_tokens = FlatTokens(user_inputs, config.user_tokens, config.width)
         self.events = list(towers)
         self.history_tokens = nn.ModuleDict(
-            {_module_name(e): HistoryTokens(t.inputs, config.tower(e).width) for e, t in towers.items()}
+            {event_module(e): HistoryTokens(t.inputs, config.tower(e).width) for e, t in towers.items()}
         )
         self.layers = nn.ModuleList(UserLayer(config, towers, layer) for layer in range(config.layers))
 
-    def forward(self, user: Tensor, histories: Mapping[str, HistoryInput]) -> list[Tensor]:
+    def forward(self, user: Tensor, histories: Mapping[str, HistoryInput]) -> tuple[list[Tensor], dict[str, Tensor]]:
         x = self.user_tokens(user)
-        s = {e: self.history_tokens[_module_name(e)](histories[e].features, histories[e].lengths) for e in self.events}
+        s = {e: self.history_tokens[event_module(e)](histories[e].features, histories[e].lengths) for e in self.events}
         h: dict[str, Tensor] = {}
         states = []
         for layer in self.layers:
             x, s, h, state = layer(x, s, h, histories)
             states.append(state)
-        return states
+        return states, s
 
 
-def _module_name(event: str) -> str:
+def event_module(event: str) -> str:
     """Module key of an event type; bare names such as `apply` or `type` would clash with attributes of modules."""
     return f"event_{event}"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from model.artifact import ScoreReference
 from model.data.request_log import RequestLog
+from model.layers.served_form import served_form
 from model.metrics.score_histogram import score_histogram
 from model.ranker import KunlunRanker
 from model.schema import Schema
@@ -66,10 +67,12 @@ def golden_batch(model: KunlunRanker, maker: BatchMaker, requests: NDArray[np.in
     batch = maker.batch(requests[:GOLDEN_REQUESTS])
     encode, score = model.encode_user, model.score_candidates
     first = encode_inputs(model, batch)
-    states = encode(*first.values())
-    second = score_inputs(model, batch, states)
+    with served_form():
+        states = encode(*first.values())
+        second = score_inputs(model, batch, states)
+        outputs = score(*second.values())
     tensors = {f"encode_user/{k}": v for k, v in first.items()}
     tensors |= {f"score_candidates/{k}": v for k, v in second.items()}
     tensors |= {f"encode_user/{s.name}": t for s, t in zip(encode.signature.outputs, states, strict=True)}
-    tensors |= {f"score_candidates/{s.name}": t for s, t in zip(score.signature.outputs, score(*second.values()), strict=True)}
+    tensors |= {f"score_candidates/{s.name}": t for s, t in zip(score.signature.outputs, outputs, strict=True)}
     return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}

@@ -10,6 +10,7 @@ from model.architectures.kunlun.config import KunlunConfig
 from model.architectures.kunlun.flops import window_pairs
 from model.architectures.registry import load_preset
 from model.flops import FlopModel, encode_flops, flop_model, score_flops
+from model.layers.served_form import served_form
 from model.ranker import KunlunRanker
 from model.schema import Schema
 
@@ -23,7 +24,7 @@ def counted(module: torch.nn.Module, sizes: dict[str, int]) -> int:
         torch.zeros([sizes[s] if isinstance(s, str) else s for s in spec.shape], dtype=getattr(torch, spec.dtype))
         for spec in module.signature.inputs
     ]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), served_form(), FlopCounterMode(display=False) as counter:
         module(*inputs)
     return counter.get_total_flops()
 

@@ -15,6 +15,7 @@ from model.artifact import Artifact, Calibration, ScoreReference
 from model.config import parse_yaml
 from model.export.writer import ModelParts, write_artifact
 from model.features import FeatureEncoder, FeatureStats
+from model.layers.served_form import served_form
 from model.metrics.score_histogram import score_histogram
 from model.ranker import KunlunRanker
 from model.schema import Schema
@@ -104,6 +105,7 @@ def random_inputs(signature: GraphSignature, sizes: dict[str, int], rng: np.rand
 
 
 @torch.no_grad()
+@served_form()
 def golden_batch(model: KunlunRanker, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Random inputs and the twin's outputs of both graphs."""
     encode, score = model.encode_user, model.score_candidates

@@ -100,6 +100,24 @@ class CandidateStreamConfig(StrictModel):
         return self
 
 
+class TargetWeights(StrEnum):
+    """How target pooling turns scores into weights: `sigmoid` keeps how much was found, `softmax` only what."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+class TargetPoolingConfig(StrictModel):
+    """Candidates attend to the last S of every tower (`model.layers.target_pooling`): `seeds` queries of `width` each.
+
+    Adds cap · (2 · width + 1) floats per event type to the user state.
+    """
+
+    seeds: Positive = 2
+    width: Positive = 64
+    weights: TargetWeights = TargetWeights.SOFTMAX
+
+
 class KunlunConfig(ArchitectureConfig):
     """A whole model. `towers` names event types; `default_tower` serves those not named."""
 
@@ -117,6 +135,7 @@ class KunlunConfig(ArchitectureConfig):
     user_interaction: WukongConfig
     candidate: CandidateStreamConfig
     time_scale_s: Annotated[float, Field(gt=0)] = 3600.0
+    target_pooling: TargetPoolingConfig | None = None
 
     @model_validator(mode="after")
     def _no_dead_compute(self) -> KunlunConfig:
@@ -147,9 +166,14 @@ class KunlunConfig(ArchitectureConfig):
                 raise ConfigError(f"towers: {event!r} is not an event type of the schema; there are: {', '.join(declared)}")
 
     def state_specs(self, schema: Schema, rows: str) -> tuple[TensorSpec, ...]:
-        """R_0 … R_{L-1}, each [rows, state_tokens, candidate width]."""
+        """R_0 … R_{L-1}, each [rows, state_tokens, candidate width]; with target pooling also its memory per event type."""
         shape = (rows, self.state_tokens, self.candidate.width)
-        return tuple(TensorSpec(name, "float32", shape) for name in self.layer_states)
+        specs = [TensorSpec(name, "float32", shape) for name in self.layer_states]
+        if self.target_pooling is not None:
+            for event in schema.events:
+                sizes = (event.cap, self.target_pooling.width), (event.cap, self.target_pooling.width), (event.cap,)
+                specs += [TensorSpec(n, "float32", (rows, *s)) for n, s in zip(memory_states(event.name), sizes, strict=True)]
+        return tuple(specs)
 
     @property
     def layer_states(self) -> tuple[str, ...]:
@@ -162,7 +186,7 @@ class KunlunConfig(ArchitectureConfig):
     def score_terms(
         self, widths: FeatureWidths, requests: int, candidates: int, executed: bool, lengths: Mapping[str, int]
     ) -> Terms:
-        return flops.score_terms(self, widths, requests, candidates, executed)
+        return flops.score_terms(self, widths, requests, candidates, executed, lengths)
 
     def constant_terms(self, widths: FeatureWidths) -> Terms:
         return flops.seed_queries(self, widths)
@@ -171,6 +195,8 @@ class KunlunConfig(ArchitectureConfig):
         towers, mix = [self.tower(event) for event in widths.caps], self.user_interaction
         streams = (self.width, self.candidate.width, *(tower.width for tower in towers))
         seen_by_expert = self.user_tokens // mix.experts + sum(tower.n_tokens for tower in towers)
+        if self.target_pooling is not None:
+            streams = (*streams, self.target_pooling.width, *widths.caps.values())
         inner = (*streams, seen_by_expert * mix.fm_rank, mix.hidden, self.state_tokens * self.candidate.width)
         return ProductWidths(streams, inner)
 
@@ -178,3 +204,8 @@ class KunlunConfig(ArchitectureConfig):
         from model.architectures.kunlun.graphs import KunlunEncode, KunlunScore
 
         return KunlunEncode(schema, self), KunlunScore(schema, self)
+
+
+def memory_states(event: str) -> tuple[str, str, str]:
+    """State tensors of target pooling: keys, values and bias of one event type."""
+    return f"target_keys_{event}", f"target_values_{event}", f"target_bias_{event}"

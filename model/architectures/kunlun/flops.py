@@ -32,14 +32,29 @@ def encode_terms(config: KunlunConfig, widths: FeatureWidths, lengths: Mapping[s
                 yield "self_attention", self_attention(lengths[event], widths.caps[event], tower, executed)
         yield "user_interaction", wukong(config.user_interaction, config.user_tokens, config.width, summary_tokens)
         yield "state", state(config, config.user_tokens + summary_tokens)
+    if config.target_pooling is not None:
+        for event, tower in towers.items():
+            yield "target_keys", 2 * linear(lengths[event], tower.width, config.target_pooling.width)
 
 
-def score_terms(config: KunlunConfig, widths: FeatureWidths, requests: int, candidates: int, executed: bool) -> Terms:
+def score_terms(
+    config: KunlunConfig,
+    widths: FeatureWidths,
+    requests: int,
+    candidates: int,
+    executed: bool,
+    lengths: Mapping[str, int],
+) -> Terms:
     """The candidate stream."""
     stream = config.candidate
     flat, user = stream.tokens * stream.width, config.state_tokens * stream.width
     yield "item_tokens", linear(candidates, widths.item, flat)
     yield "context_tokens", row_linear(requests, widths.context, flat, executed)
+    if config.target_pooling is not None:
+        rows, width = candidates * config.target_pooling.seeds, config.target_pooling.width
+        yield "target_pooling", 2 * len(widths.caps) * linear(rows, width, flat)
+        for event, cap in widths.caps.items():
+            yield "target_pooling", 4.0 * rows * width * (requests * cap if executed else lengths[event])
     if stream.hidden is not None:
         yield "gated_units", config.layers * gated_unit(requests, candidates, flat, user, stream.hidden)
     if stream.wukong is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.architectures.graphs import EncodeGraph, Given, ScoreGraph, beside, features
-from model.architectures.kunlun.config import KunlunConfig
+from model.architectures.kunlun.config import KunlunConfig, memory_states
 from model.architectures.terms import FeatureWidths
 from model.layers.candidate_stream import CandidateStream
-from model.layers.user_stream import HistoryInput, TowerInput, UserStream
+from model.layers.target_pooling import TargetKeys, TargetMemory
+from model.layers.user_stream import HistoryInput, TowerInput, UserStream, event_module
 from model.schema import Schema
 from model.signature import REQUEST_INDEX
 
@@ -22,10 +23,20 @@ class KunlunEncode(EncodeGraph):
         towers = {event: TowerInput(widths.events[event], cap) for event, cap in widths.caps.items()}
         self.events = tuple(towers)
         self.stream = UserStream(config, widths.user, towers)
+        self.target_keys = nn.ModuleDict()
+        if config.target_pooling is not None:
+            for event, cap in widths.caps.items():
+                self.target_keys[event_module(event)] = TargetKeys(
+                    config.tower(event).width, config.target_pooling.width, cap, config.time_scale_s
+                )
 
     def encode(self, given: Given) -> tuple[Tensor, ...]:
         histories = {e: HistoryInput(features(given, e), given[f"{e}_age"], given[f"{e}_length"]) for e in self.events}
-        return tuple(self.stream(features(given, "user"), histories))
+        states, last = self.stream(features(given, "user"), histories)
+        if self.target_keys:
+            for event, history in histories.items():
+                states += self.target_keys[event_module(event)](last[event], history.age_s, history.lengths)
+        return tuple(states)
 
 
 class KunlunScore(ScoreGraph):
@@ -35,8 +46,10 @@ class KunlunScore(ScoreGraph):
         super().__init__(schema, config)
         widths = FeatureWidths.of(schema)
         self.states = config.layer_states
-        self.stream = CandidateStream(config, widths.item, widths.context, widths.tasks)
+        self.memories = [memory_states(event) for event in widths.caps] if config.target_pooling is not None else []
+        self.stream = CandidateStream(config, widths.item, widths.context, widths.tasks, list(widths.caps.values()))
 
     def score(self, given: Given) -> Tensor:
         states = [given[name] for name in self.states]
-        return self.stream(features(given, "item"), beside(given, "context"), states, given[REQUEST_INDEX])
+        memories = [TargetMemory(*(given[name] for name in names)) for names in self.memories]
+        return self.stream(features(given, "item"), beside(given, "context"), states, given[REQUEST_INDEX], memories)
