@@ -1,33 +1,70 @@
-"""One door to GDPA: picks the form by the layout of its arguments.
+"""One door to the operators: picks the form by the layout of its arguments and by where they live.
 
-Forms: padded (dense rows, what CPU engines and the exported graph run) and jagged (packed rows with
-offsets, the reference twin). Callers say what they have, never which code runs. Attention over jagged rows is an
-operator of torch (`kunlun::…`): the plain form on a CPU, Triton kernels on a GPU.
+Padded rows on a CPU run the dense form that is exported; jagged rows on a CPU the plain form; on CUDA tensors both run the
+Triton kernels, as operators of torch (`kunlun::…`) with autograd. Callers say what they have, never which code runs;
+`backend` is for comparisons.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from kernels.gdpa.padded import gdpa_padded
-from kernels.gdpa.params import GDPAParams, Jagged
+from kernels.backend import Backend, use_triton
+from kernels.gdpa import op as _gdpa
+from kernels.gdpa.padded import check_padded, gdpa_padded
+from kernels.gdpa.params import GDPAParams, Jagged, padded_layout
 from kernels.gdpa.reference import gdpa_jagged
+from kernels.gdpa.validate import check_jagged
+from kernels.pffn import op as _pffn
 from kernels.pffn.padded import pffn_padded
-from kernels.pffn.reference import pffn_jagged
+from kernels.pffn.reference import check_pffn, pffn_jagged
 from kernels.seed_pooling import op as _seed_pooling
 from kernels.window import op as _window
 
 __all__ = ["GDPAParams", "Jagged", "gdpa", "pffn", "seed_pooling", "window_attention"]
 
 
-def gdpa(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged | None = None) -> Tensor:
-    """GDPA over q [sum_T, H, d_h] with a `jagged` layout, or over padded q [B, T, H, d_h] without one."""
-    return gdpa_padded(q, k, v, params) if jagged is None else gdpa_jagged(q, k, v, params, jagged)
+def gdpa(
+    q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged | None = None, *, backend: Backend = "auto"
+) -> Tensor:
+    """Act(s_in · Q Kᵀ) V · s_out over q [sum_T, H, d_h] with a `jagged` layout, or over padded q [B, T, H, d_h].
+
+    Padded k and v are [B, n_kv, H, d_h].
+    Returns rows like q's (B times as many for shared queries). Raises `ValueError` on arguments that do not fit.
+    """
+    if not use_triton(q, backend):
+        return gdpa_padded(q, k, v, params) if jagged is None else gdpa_jagged(q, k, v, params, jagged)
+    k, v = _autocast(k), _autocast(v)
+    if jagged is None:
+        check_padded(q, k, v, params)
+        rows = padded_layout(q, k)
+        return gdpa(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), params, rows, backend=backend).view(q.shape)
+    check_jagged(q, k, v, params, jagged)
+    return _gdpa.gdpa(q, k, v, *_gdpa.arguments(params, jagged))
 
 
-def pffn(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged | None = None) -> Tensor:
-    """The PFFN block; layouts as in `gdpa`."""
-    return pffn_padded(q, k, v, params) if jagged is None else pffn_jagged(q, k, v, params, jagged)
+def pffn(
+    q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged | None = None, *,
+    lengths: Tensor | None = None, eps: float = 1e-5, backend: Backend = "auto",
+) -> Tensor:  # fmt: skip
+    """The PFFN block (LayerNorm → GDPA → + q̂ → RMSNorm → + q); layouts as in `gdpa`.
+
+    `lengths` int [B] of padded rows: rows beyond are zero in q and in the result. The kernels skip them; the dense form
+    needs no such hint, since zero rows stay zero.
+    """
+    if not use_triton(q, backend):
+        return pffn_padded(q, k, v, params, eps) if jagged is None else pffn_jagged(q, k, v, params, jagged, eps)
+    k, v = _autocast(k), _autocast(v)
+    if jagged is None:
+        check_padded(q, k, v, params)
+        rows = padded_layout(q, k, lengths)
+        packed = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+        return pffn(*packed, params, rows, eps=eps, backend=backend).view(q.shape)
+    check_pffn(q, k, v, params, jagged)
+    needs_backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    out: Tensor = _pffn.pffn(q, k, v, *_gdpa.arguments(params, jagged), eps, needs_backward)[0]
+    return out
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int) -> Tensor:
@@ -46,3 +83,9 @@ def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor
     """
     out: Tensor = _seed_pooling.seed_pooling(seeds, k, v, offsets)[0]
     return out
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """K or V in autocast's dtype where that is on; q keeps its own, as the residual stream does beside autocast products."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

@@ -17,11 +17,16 @@ def tile_list(offsets: Tensor, rows: int, tile: int) -> Tensor:
     Returns int32 [rows // tile + B, 2]: the sample and its first row in the tile; (−1, 0) for spare entries. The order of
     samples of equal length is theirs.
     """
-    samples = len(offsets) - 1
-    entries = torch.arange(rows // tile + samples, device=offsets.device)
+    return tile_list_of_lengths(offsets.diff(), rows, tile)
+
+
+def tile_list_of_lengths(lengths: Tensor, rows: int, tile: int) -> Tensor:
+    """The same from `lengths` [B], whose sum is at most `rows` (rows that are padded behind)."""
+    samples = len(lengths)
+    entries = torch.arange(rows // tile + samples, device=lengths.device)
     if samples == 0:
-        return torch.empty((0, 2), dtype=torch.int32, device=offsets.device)
-    lengths, order = torch.sort(offsets.diff(), descending=True, stable=True)
+        return torch.empty((0, 2), dtype=torch.int32, device=lengths.device)
+    lengths, order = torch.sort(lengths, descending=True, stable=True)
     ends = torch.div(lengths + (tile - 1), tile, rounding_mode="floor").cumsum(0)  # tiles up to and with each sample
     place = torch.searchsorted(ends, entries, right=True)
     spare = place == samples
@@ -34,3 +39,10 @@ def tile_list(offsets: Tensor, rows: int, tile: int) -> Tensor:
 def longest_first(offsets: Tensor) -> Tensor:
     """Samples of `offsets` [B+1] by length, longest first: int32 [B]."""
     return torch.argsort(offsets.diff(), descending=True, stable=True).to(torch.int32)
+
+
+def readers(index: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """Who reads each block, the inverse of `index` int [B]: (offsets int32 [blocks + 1], samples int32 [B] by block)."""
+    ordered, samples = index.sort(stable=True)
+    offsets = torch.searchsorted(ordered, torch.arange(blocks + 1, device=index.device, dtype=ordered.dtype))
+    return offsets.int(), samples.int()

@@ -11,16 +11,19 @@ from torch import Tensor
 
 from kernels.activations import activate
 from kernels.gdpa.params import GDPAParams
+from kernels.gdpa.validate import check_activation, check_heads
 
 
 def gdpa_padded(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams) -> Tensor:
     """q [B, T, H, d_h], k and v [B, n_kv, H, d_h] → [B, T, H, d_h]; raises `ValueError` on other shapes."""
-    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[2:] != k.shape[2:]:
-        raise ValueError(
-            "gdpa: expected q [B, T, H, d_h] and k, v [B, n_kv, H, d_h] of equal H and d_h, "
-            f"found q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        )
+    check_padded(q, k, v, params)
     queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, ·, d_h]
     scores = queries @ (keys * params.scale_in).transpose(-1, -2)  # [B, H, T, n_kv]
     hidden = activate(scores, params.activation, head_dim=1)
     return (hidden @ (values * params.scale_out)).transpose(1, 2)
+
+
+def check_padded(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams) -> None:
+    """Raise `ValueError` unless q, k, v and params fit each other."""
+    check_heads(q, k, v, 4, "q [B, T, H, d_h] and k, v [B, n_kv, H, d_h]")
+    check_activation(params, q.shape[2])

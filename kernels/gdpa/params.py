@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,8 @@ class Jagged:
     `n_kv`: rows per dense K/V block, or `k_offsets` int [blocks+1]: rows of each jagged block; exactly one of them.
     `kv_index` int [B]: which block a sample reads (candidate → user); None: sample i reads block i.
     `window`: a query sees keys with |i − j| ≤ window; None: all keys of its block.
+    `q_lengths` int [B]: rows that count, where those of `q_offsets` are padded behind; the rest gives zeros.
+    `uniform_rows`: rows of every sample where all are alike, so that no work list is needed; 0: they differ.
     """
 
     q_offsets: Tensor
@@ -32,6 +35,8 @@ class Jagged:
     k_offsets: Tensor | None = None
     window: int | None = None
     shared_q: bool = False
+    q_lengths: Tensor | None = None
+    uniform_rows: int = 0
 
     def samples(self, k_rows: int) -> int:
         """B, the number of samples; `k_rows` rows of K tell it for shared queries with dense blocks."""
@@ -44,3 +49,10 @@ class Jagged:
         if self.k_offsets is not None:
             return len(self.k_offsets) - 1
         return k_rows // self.n_kv if self.n_kv else 0
+
+
+def padded_layout(q: Tensor, k: Tensor, lengths: Tensor | None = None) -> Jagged:
+    """Layout of padded q [B, T, H, d_h] and k [B, n_kv, H, d_h] as flat rows; `lengths` int [B]: rows that count."""
+    samples, rows = q.shape[:2]
+    offsets = torch.arange(samples + 1, dtype=torch.int32, device=q.device) * rows
+    return Jagged(offsets, k.shape[1], q_lengths=lengths, uniform_rows=rows)

@@ -12,18 +12,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.gdpa.triton_parts import attend_backward, block_range, load_rows, row_range, store_rows, work_unit
+from kernels.gdpa.triton_parts import LAYOUT, SCALARS, attend_backward, block_range, load_rows, row_range, store_rows, work_unit
 from kernels.triton_activations import INTERPRETED, activate, activate_derivative, product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCALARS, do_not_specialize_on_alignment=LAYOUT)
 def gdpa_backward_q(
     q, k, v, dout, dq, tiles, q_offsets, q_lengths, k_offsets, kv_index, scale_in, scale_out, units_per_sample, window,
     HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, N_KV: tl.constexpr, WINDOWED: tl.constexpr,
     CODES: tl.constexpr, PER_HEAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq [rows, HEADS, HEAD_WIDTH] of unshared queries; grid (units, HEADS)."""
-    HARDWARE: tl.constexpr = (q.dtype.element_ty != tl.float32) and not INTERPRETED
+    HARDWARE: tl.constexpr = (k.dtype.element_ty != tl.float32) and not INTERPRETED
     ONE_TILE: tl.constexpr = (N_KV > 0) and (N_KV <= BLOCK_N) and not WINDOWED
     sample, first = work_unit(tiles, tl.program_id(0), units_per_sample, BLOCK_M)
     if sample >= 0:
@@ -34,8 +34,8 @@ def gdpa_backward_q(
         base = start * (HEADS * HEAD_WIDTH)
         k_base = k + k_start * (HEADS * HEAD_WIDTH)
         v_base = v + k_start * (HEADS * HEAD_WIDTH)
-        q_tile = load_rows(q + base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
-        dout_tile = load_rows(dout + base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
+        q_tile = load_rows(q + base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(k.dtype.element_ty)
+        dout_tile = load_rows(dout + base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(k.dtype.element_ty)
         acc = attend_backward(
             q_tile, dout_tile, rows, k_base, v_base, n_kv, head, scale_in, window,
             HEADS, HEAD_WIDTH, CODES, PER_HEAD, WINDOWED, ONE_TILE, BLOCK_M, BLOCK_N, BLOCK_D, HARDWARE,
@@ -43,7 +43,7 @@ def gdpa_backward_q(
         store_rows(dq + base, rows, length, head, acc * (scale_in * scale_out), HEADS, HEAD_WIDTH, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCALARS, do_not_specialize_on_alignment=LAYOUT)
 def shared_q_backward(
     q, k, v, dout, partial, k_offsets, kv_index, scale_in, scale_out, window, queries, samples, groups,
     HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, N_KV: tl.constexpr, WINDOWED: tl.constexpr,
@@ -53,17 +53,18 @@ def shared_q_backward(
 
     Grid (Q tiles, HEADS, groups).
     """
-    HARDWARE: tl.constexpr = (q.dtype.element_ty != tl.float32) and not INTERPRETED
+    HARDWARE: tl.constexpr = (k.dtype.element_ty != tl.float32) and not INTERPRETED
     ONE_TILE: tl.constexpr = (N_KV > 0) and (N_KV <= BLOCK_N) and not WINDOWED
     head = tl.program_id(1)
     group = tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    q_tile = load_rows(q, rows, queries, head, HEADS, HEAD_WIDTH, BLOCK_D)
+    q_tile = load_rows(q, rows, queries, head, HEADS, HEAD_WIDTH, BLOCK_D).to(k.dtype.element_ty)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for sample in range(group, samples, groups):
+    for i in range((samples - group + groups - 1) // groups):
+        sample = group + i * groups
         k_start, n_kv = block_range(k_offsets, kv_index, sample, N_KV)
         base = sample.to(tl.int64) * queries * (HEADS * HEAD_WIDTH)
-        dout_tile = load_rows(dout + base, rows, queries, head, HEADS, HEAD_WIDTH, BLOCK_D)
+        dout_tile = load_rows(dout + base, rows, queries, head, HEADS, HEAD_WIDTH, BLOCK_D).to(k.dtype.element_ty)
         k_base = k + k_start * (HEADS * HEAD_WIDTH)
         v_base = v + k_start * (HEADS * HEAD_WIDTH)
         acc += attend_backward(
@@ -90,7 +91,7 @@ def through_rms_norm(dout, out, raw, rrms, coupling):
     return rrms[:, None] * (dout.to(tl.float32) - r * coupling[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCALARS, do_not_specialize_on_alignment=LAYOUT)
 def gdpa_backward_kv(
     q, k, v, dout, dk, dv, out, mean, rstd, rrms, coupling, tiles, q_offsets, q_lengths, k_offsets, reader_offsets, readers,
     scale_in, scale_out, units_per_block, window, queries,
@@ -103,8 +104,8 @@ def gdpa_backward_kv(
     `reader_offsets`, `readers`: which samples read each block (`kernels.gdpa.tiles.readers`), None: sample i reads block i.
     `out`, `mean`, `rstd`, `rrms`, `coupling` (row statistics f32) are read only with NORMS.
     """
-    HARDWARE: tl.constexpr = (q.dtype.element_ty != tl.float32) and not INTERPRETED
-    INPUT_F32: tl.constexpr = q.dtype.element_ty == tl.float32
+    HARDWARE: tl.constexpr = (k.dtype.element_ty != tl.float32) and not INTERPRETED
+    INPUT_F32: tl.constexpr = k.dtype.element_ty == tl.float32
     block, first_key = work_unit(tiles, tl.program_id(0), units_per_block, BLOCK_N)
     if block >= 0:
         head = tl.program_id(1)
@@ -117,8 +118,8 @@ def gdpa_backward_kv(
         dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         reader = block if readers is None else tl.load(reader_offsets + block)
         stop = block + 1 if readers is None else tl.load(reader_offsets + block + 1)
-        for r in range(reader, stop):
-            sample = r if readers is None else tl.load(readers + r)
+        for i in range(stop - reader):
+            sample = reader + i if readers is None else tl.load(readers + reader + i)
             if SHARED_Q:
                 start = tl.zeros([], tl.int64)
                 length = queries
@@ -135,6 +136,9 @@ def gdpa_backward_kv(
                 rows = m + tl.arange(0, BLOCK_M)
                 q_tile = load_rows(q + start * (HEADS * HEAD_WIDTH), rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
                 dout_tile = load_rows(dout + out_start * (HEADS * HEAD_WIDTH), rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
+                if not NORMS:
+                    q_tile = q_tile.to(k_tile.dtype)
+                    dout_tile = dout_tile.to(k_tile.dtype)
                 if NORMS:
                     inside = rows < length
                     out_tile = load_rows(out + start * (HEADS * HEAD_WIDTH), rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)

@@ -13,6 +13,10 @@ import triton.language as tl
 
 from kernels.triton_activations import activate, activate_derivative, product
 
+# Arguments on whose values or alignment no kernel is specialised, so that one compiled kernel serves every batch.
+SCALARS = ["units_per_sample", "units_per_block", "window", "queries", "samples", "groups"]
+LAYOUT = ["tiles", "q_offsets", "q_lengths", "k_offsets", "kv_index", "reader_offsets", "readers", "mean", "rstd", "rrms"]
+
 
 @triton.jit
 def load_rows(base, rows, limit, head, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
@@ -73,7 +77,7 @@ def block_range(k_offsets, kv_index, sample, N_KV: tl.constexpr):
 
 @triton.jit
 def scores_tile(q, k, scale_in):
-    """s_in · q kᵀ in f32."""
+    """s_in · q kᵀ in f32; q in the element type of k."""
     return product(q, tl.trans(k), q.dtype == tl.float32) * scale_in
 
 

@@ -15,10 +15,18 @@ from kernels.gdpa.params import GDPAParams, Jagged
 _INTEGERS = (torch.int32, torch.int64)
 
 
-def check_jagged(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged) -> None:
-    """Raise `ValueError` unless q, k, v, params and layout fit each other."""
+def check_jagged(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged, values: bool = True) -> None:
+    """Raise `ValueError` unless q, k, v, params and layout fit each other; `values`: read offsets too (on a CPU)."""
     check_heads(q, k, v, 3, "q [sum_T, H, d_h] and k, v [K/V rows, H, d_h]")
     check_activation(params, q.shape[1])
+    mixed = q.dtype == torch.float32 and k.element_size() == 2
+    if not k.is_floating_point() or v.dtype != k.dtype or not (mixed or q.dtype == k.dtype):
+        raise ValueError(
+            "gdpa: expected k and v of one floating dtype and q of the same, or q float32 beside 16-bit k and v; "
+            f"found q {q.dtype}, k {k.dtype}, v {v.dtype}"
+        )
+    if not q.device == k.device == v.device:
+        raise ValueError(f"gdpa: expected q, k, v on one device, found {q.device}, {k.device}, {v.device}")
     if (jagged.n_kv is None) == (jagged.k_offsets is None):
         raise ValueError(
             f"gdpa: expected either n_kv (dense K/V) or k_offsets (jagged K/V), found n_kv = {jagged.n_kv} "
@@ -28,33 +36,34 @@ def check_jagged(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Ja
         raise ValueError(f"gdpa: k has {k.shape[0]} rows, expected a multiple of n_kv = {jagged.n_kv}, at least 1")
     if jagged.window is not None and jagged.window < 0:
         raise ValueError(f"gdpa: window is {jagged.window}, expected None (all keys) or a width of at least 0")
-    for name, tensor in (("q_offsets", jagged.q_offsets), ("k_offsets", jagged.k_offsets), ("kv_index", jagged.kv_index)):
+    for name in ("q_offsets", "q_lengths", "k_offsets", "kv_index"):
+        tensor = getattr(jagged, name)
         if tensor is not None and (tensor.dim() != 1 or tensor.dtype not in _INTEGERS or tensor.device != q.device):
             raise ValueError(
                 f"gdpa: expected {name} as int32 or int64 [entries] on {q.device}, "
                 f"found {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
-    if jagged.shared_q and len(jagged.q_offsets) != 2:
-        raise ValueError(f"gdpa: shared queries have q_offsets [0, n], found {len(jagged.q_offsets)} entries")
+    if jagged.shared_q and (len(jagged.q_offsets) != 2 or jagged.q_lengths is not None):
+        raise ValueError(
+            f"gdpa: shared queries have q_offsets [0, n] and no q_lengths, found {len(jagged.q_offsets)} offsets"
+            f"{'' if jagged.q_lengths is None else ' and q_lengths'}"
+        )
     samples, blocks = jagged.samples(k.shape[0]), jagged.blocks(k.shape[0])
     if jagged.kv_index is None and samples != blocks:
         raise ValueError(f"gdpa: {samples} samples but {blocks} K/V blocks; pass kv_index")
     if jagged.kv_index is not None and len(jagged.kv_index) != samples:
         raise ValueError(f"gdpa: kv_index has {len(jagged.kv_index)} entries, expected {samples}")
-    if q.device.type == "cpu":
+    if jagged.q_lengths is not None and len(jagged.q_lengths) != samples:
+        raise ValueError(f"gdpa: q_lengths has {len(jagged.q_lengths)} entries, expected {samples}")
+    if values and q.device.type == "cpu":
         _check_values(q, k, jagged, blocks)
 
 
 def check_heads(q: Tensor, k: Tensor, v: Tensor, dims: int, expected: str) -> None:
-    """Raise `ValueError` unless q, k, v have `dims` dimensions, equal heads and widths, one floating dtype and one device."""
+    """Raise `ValueError` unless q, k, v have `dims` dimensions, equal heads and widths."""
     if q.dim() != dims or k.dim() != dims or k.shape != v.shape or k.shape[-2:] != q.shape[-2:]:
         raise ValueError(
             f"gdpa: expected {expected} of equal H and d_h, found q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        )
-    if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
-        raise ValueError(
-            "gdpa: expected q, k, v of one floating dtype on one device, "
-            f"found {q.dtype} on {q.device}, {k.dtype} on {k.device}, {v.dtype} on {v.device}"
         )
 
 
@@ -75,6 +84,8 @@ def _check_values(q: Tensor, k: Tensor, jagged: Jagged, blocks: int) -> None:
             raise ValueError(f"gdpa: {name} run from {int(offsets[0])} to {int(offsets[-1])}, {name[0]} has {rows} rows")
         if bool((offsets.diff() < 0).any()):
             raise ValueError(f"gdpa: {name} decrease, expected non-decreasing row offsets")
+    if jagged.q_lengths is not None and bool(((jagged.q_lengths < 0) | (jagged.q_lengths > jagged.q_offsets.diff())).any()):
+        raise ValueError("gdpa: q_lengths must lie between 0 and the rows that q_offsets give each sample")
     if jagged.kv_index is not None and len(jagged.kv_index):
         least, most = int(jagged.kv_index.min()), int(jagged.kv_index.max())
         if least < 0 or most >= blocks:

@@ -17,11 +17,11 @@ import triton
 import triton.language as tl
 
 from kernels.gdpa.triton_backward import normed_query, through_rms_norm
-from kernels.gdpa.triton_parts import attend_backward, block_range, load_rows, row_range, store_rows, work_unit
+from kernels.gdpa.triton_parts import LAYOUT, SCALARS, attend_backward, block_range, load_rows, row_range, store_rows, work_unit
 from kernels.triton_activations import INTERPRETED
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCALARS, do_not_specialize_on_alignment=LAYOUT)
 def pffn_backward_q(
     q, k, v, out, dout, dq, mean, rstd, rrms, coupling, tiles, q_offsets, q_lengths, k_offsets, kv_index,
     scale_in, scale_out, units_per_sample,
@@ -29,7 +29,7 @@ def pffn_backward_q(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq [rows, HEADS, HEAD_WIDTH]; writes `coupling` f32 [rows], the c above, for the K/V kernel; grid (units,)."""
-    HARDWARE: tl.constexpr = (q.dtype.element_ty != tl.float32) and not INTERPRETED
+    HARDWARE: tl.constexpr = (k.dtype.element_ty != tl.float32) and not INTERPRETED
     ONE_TILE: tl.constexpr = (N_KV > 0) and (N_KV <= BLOCK_N)
     WIDTH: tl.constexpr = HEADS * HEAD_WIDTH
     sample, first = work_unit(tiles, tl.program_id(0), units_per_sample, BLOCK_M)
@@ -62,7 +62,7 @@ def pffn_backward_q(
                 dx = through_rms_norm(dy, y, raw, inverse_rms, couple)
                 normed = normed_query(raw, mu, inverse_std, HEAD_WIDTH, BLOCK_D)
                 d_normed = (scale_in * scale_out) * attend_backward(
-                    normed.to(raw.dtype), dx.to(raw.dtype), rows, k_base, v_base, n_kv, head, scale_in, 0,
+                    normed.to(k.dtype.element_ty), dx.to(k.dtype.element_ty), rows, k_base, v_base, n_kv, head, scale_in, 0,
                     HEADS, HEAD_WIDTH, CODES, PER_HEAD, False, ONE_TILE, BLOCK_M, BLOCK_N, BLOCK_D, HARDWARE,
                 ) + dx  # fmt: skip
                 total += tl.sum(d_normed, 1)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.gdpa.triton_backward import normed_query
-from kernels.gdpa.triton_parts import attend, block_range, load_rows, row_range, store_rows, work_unit
+from kernels.gdpa.triton_parts import LAYOUT, SCALARS, attend, block_range, load_rows, row_range, store_rows, work_unit
 from kernels.triton_activations import INTERPRETED
 
 
@@ -37,7 +37,7 @@ def layer_norm_statistics(
     return mean, 1.0 / tl.sqrt(moment / (HEADS * HEAD_WIDTH) + eps)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCALARS, do_not_specialize_on_alignment=LAYOUT)
 def pffn_forward(
     q, k, v, out, mean, rstd, rrms, tiles, q_offsets, q_lengths, k_offsets, kv_index,
     scale_in, scale_out, eps, units_per_sample,
@@ -45,7 +45,7 @@ def pffn_forward(
     KEEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """q, out [rows, HEADS, HEAD_WIDTH]; mean, rstd, rrms f32 [rows], or all None when no backward follows; grid (units,)."""
-    HARDWARE: tl.constexpr = (q.dtype.element_ty != tl.float32) and not INTERPRETED
+    HARDWARE: tl.constexpr = (k.dtype.element_ty != tl.float32) and not INTERPRETED
     ONE_TILE: tl.constexpr = (N_KV > 0) and (N_KV <= BLOCK_N)
     sample, first = work_unit(tiles, tl.program_id(0), units_per_sample, BLOCK_M)
     if sample >= 0:
@@ -65,7 +65,7 @@ def pffn_forward(
                     raw = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
                     normed = normed_query(raw, mu, inverse_std, HEAD_WIDTH, BLOCK_D)
                     x = scale_out * attend(
-                        normed.to(raw.dtype), rows, k_base, v_base, n_kv, head, scale_in, 0,
+                        normed.to(k.dtype.element_ty), rows, k_base, v_base, n_kv, head, scale_in, 0,
                         HEADS, HEAD_WIDTH, CODES, PER_HEAD, False, ONE_TILE, BLOCK_M, BLOCK_N, BLOCK_D, HARDWARE,
                     ) + normed  # fmt: skip
                     squares += tl.sum(x * x, 1)
@@ -80,7 +80,7 @@ def pffn_forward(
                     raw = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
                     normed = normed_query(raw, mu, inverse_std, HEAD_WIDTH, BLOCK_D)
                     x = scale_out * attend(
-                        normed.to(raw.dtype), rows, k_base, v_base, n_kv, head, scale_in, 0,
+                        normed.to(k.dtype.element_ty), rows, k_base, v_base, n_kv, head, scale_in, 0,
                         HEADS, HEAD_WIDTH, CODES, PER_HEAD, False, ONE_TILE, BLOCK_M, BLOCK_N, BLOCK_D, HARDWARE,
                     ) + normed  # fmt: skip
                     squares += tl.sum(x * x, 1)

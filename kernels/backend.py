@@ -1,0 +1,33 @@
+"""Which code runs an operator: the plain form or the Triton kernels. Imports no Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from typing import Literal, get_args
+
+from torch import Tensor
+
+Backend = Literal["auto", "triton", "reference"]
+
+
+def interpreting() -> bool:
+    """Whether this process asked for Triton's interpreter (`TRITON_INTERPRET=1`), which runs the kernels on CPU tensors."""
+    triton = sys.modules.get("triton")
+    return os.environ.get("TRITON_INTERPRET") == "1" if triton is None else bool(triton.knobs.runtime.interpret)
+
+
+def use_triton(x: Tensor, backend: Backend) -> bool:
+    """Whether the kernels run on x: on CUDA tensors unless told otherwise. `triton` insists: `ValueError` where they cannot."""
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend: expected one of {', '.join(get_args(Backend))}, found {backend!r}")
+    if backend == "reference" or x.element_size() > 4:  # the kernels have no float64; the plain forms do
+        if backend == "triton":
+            raise ValueError(f"backend 'triton': expected float32, float16 or bfloat16, found {x.dtype}; use 'reference'")
+        return False
+    if backend == "auto":
+        return x.is_cuda and importlib.util.find_spec("triton") is not None
+    if not x.is_cuda and not interpreting():
+        raise ValueError(f"backend 'triton': expected CUDA tensors (or TRITON_INTERPRET=1), found {x.device}")
+    return True
