@@ -59,6 +59,7 @@ class BatchFlops:
 
     model: FlopModel
     _encode: dict[tuple[int, ...], float] = field(default_factory=dict)
+    _score: dict[tuple[int, ...], tuple[float, float]] = field(default_factory=dict)
 
     def work(self, batch: Batch) -> Work:
         """Of a batch on the host, but for its seconds."""
@@ -66,9 +67,10 @@ class BatchFlops:
         lengths = list(zip(*(batch.histories[name].lengths.tolist() for name in names), strict=True))
         padded = {name: int(batch.histories[name].age_s.shape[1]) for name in names}
         encode = sum(self._encode_flops(names, own) for own in lengths)
-        score = self.model.score(batch.requests, batch.candidates).total
+        shown = batch.request_index.bincount(minlength=batch.requests).tolist()
+        score = sum(self._score_flops(names, own, count) for own, count in zip(lengths, shown, strict=True))
         executed = batch.requests * self.model.encode(padded, executed=True).total
-        executed += self.model.score(batch.requests, batch.candidates, executed=True).total
+        executed += self.model.score(batch.requests, batch.candidates, executed=True, lengths=padded).total
         return Work(
             requests=batch.requests,
             candidates=batch.candidates,
@@ -83,3 +85,13 @@ class BatchFlops:
         if found is None:
             found = self._encode[lengths] = self.model.encode(dict(zip(names, lengths, strict=True))).total
         return found
+
+    def _score_flops(self, names: list[str], lengths: tuple[int, ...], shown: int) -> float:
+        found = self._score.get(lengths)
+        if found is None:
+            own = dict(zip(names, lengths, strict=True))
+            found = self._score[lengths] = (
+                self.model.score(1, 0, lengths=own).total,
+                self.model.score(0, 1, lengths=own).total,
+            )
+        return found[0] + shown * found[1]

@@ -101,7 +101,7 @@ def test_work_of_a_batch_follows_the_formulas(log: RequestLog) -> None:
     split = split_requests(log, "time")
     maker = BatchMaker(log, FeatureEncoder(log.schema, fit_features(log, split.train)))
     config = TrainConfig(model="tiny")
-    flops = flop_model(log.schema, config.model_config_resolved)
+    flops = flop_model(log.schema, config.model)
     requests = split.test[:5]
     work = BatchFlops(flops).work(maker.batch(requests))
     lengths = [{e.name: len(log.histories(int(r))[e.name]) for e in log.schema.events} for r in requests]
