@@ -23,5 +23,5 @@ class KunlunRanker(nn.Module):
         config.check_schema(schema)
         self.schema, self.config = schema, config
         self.layout = FeatureLayout(schema)
-        self.tables = EmbeddingTables(table_rows, self.layout.table_widths())
+        self.tables = EmbeddingTables(table_rows, self.layout.table_widths(), config.embedding_deviation)
         self.encode_user, self.score_candidates = config.graphs(schema)

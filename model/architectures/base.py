@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from model.architectures.graphs import EncodeGraph, ScoreGraph
 
 
+EMBEDDING_DEVIATION = 0.25
+"""Standard deviation of fresh embedding rows; 0.05 delayed learning from histories by an epoch on the synthetic log."""
+
+
 class ArchitectureConfig(StrictModel, ABC):
     """Hyper-parameters of one architecture, as they stand in a training configuration and in the manifest.
 
@@ -27,6 +31,11 @@ class ArchitectureConfig(StrictModel, ABC):
     """
 
     architecture: str
+
+    @property
+    def embedding_deviation(self) -> float:
+        """Standard deviation of this architecture's fresh embedding rows."""
+        return EMBEDDING_DEVIATION
 
     @classmethod
     def variant_of(cls, data: Mapping[str, Any]) -> type[ArchitectureConfig]:

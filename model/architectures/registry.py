@@ -25,7 +25,13 @@ from model.config import PRESETS, ConfigError, NestedInvalid, read_yaml
 DEFAULT = "kunlun"
 GROUP = "kunlun.architectures"
 BUILT_IN = {
+    "dcn_v2": "model.architectures.dcn_v2.config:DCNv2Config",
+    "din": "model.architectures.din.config:DINConfig",
+    "hstu": "model.architectures.hstu.config:HSTUConfig",
+    "interformer": "model.architectures.interformer.config:InterFormerConfig",
     "kunlun": "model.architectures.kunlun.config:KunlunConfig",
+    "logistic_regression": "model.architectures.logistic_regression.config:LogisticRegressionConfig",
+    "wukong": "model.architectures.wukong.config:WukongRankerConfig",
 }
 
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.architectures.base import EMBEDDING_DEVIATION
 from model.features import PAD_ROW, GroupLayout
-
-INIT_DEVIATION = 0.25
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,12 @@ class InputDropout:
 class EmbeddingTables(nn.Module):
     """All tables, by name. `gather` equals the host's gather over the same rows."""
 
-    def __init__(self, rows: Mapping[str, int], widths: Mapping[str, int]) -> None:
+    def __init__(self, rows: Mapping[str, int], widths: Mapping[str, int], deviation: float = EMBEDDING_DEVIATION) -> None:
         super().__init__()
         self.names = tuple(sorted(rows))
         # Dots are separators in module names; bucket tables are called "<group>.<feature>".
         self.weights = nn.ParameterDict(
-            {_module_name(t): nn.Parameter(torch.randn(rows[t], widths[t]) * INIT_DEVIATION) for t in self.names}
+            {_module_name(t): nn.Parameter(torch.randn(rows[t], widths[t]) * deviation) for t in self.names}
         )
 
     def weight(self, table: str) -> nn.Parameter:

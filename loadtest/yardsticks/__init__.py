@@ -1,0 +1,1 @@
+"""Offline yardsticks by public libraries: what other models and trainers reach on the same log."""

@@ -1,0 +1,1 @@
+"""Deep & Cross Network, version 2. See `config.py` and `graphs.py`."""

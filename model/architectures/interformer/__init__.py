@@ -1,0 +1,1 @@
+"""InterFormer, Kunlun's direct predecessor. See `config.py` and `graphs.py`."""

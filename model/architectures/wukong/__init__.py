@@ -1,0 +1,1 @@
+"""Wukong without sequences. See `config.py` and `graphs.py`."""
