@@ -71,7 +71,11 @@ class GDPABenchmark(Benchmark):
         key_rows = sum(lengths) if size["n_kv"] is None else size["B"] * size["n_kv"]
         leaves = rows(sum(lengths)), rows(key_rows), rows(key_rows)
         offsets = offsets_of(lengths, self.device)
-        layout = {"lengths": lengths, "offsets": offsets, "jagged": _jagged(offsets, size["n_kv"])}
+        layout = {
+            "lengths": lengths,
+            "offsets": offsets,
+            "jagged": _jagged(offsets, size["n_kv"], size["T"] if size["sparsity"] == 1.0 else 0),
+        }
         return Batch(case, leaves, rows(sum(lengths)).detach(), layout)
 
     def flops(self, batch: Batch) -> tuple[float, float]:
@@ -99,7 +103,10 @@ class GDPABenchmark(Benchmark):
     def triton(self, batch: Batch) -> Prepared:
         """The operator as callers use it."""
         return of_autograd(
-            lambda: self.operator(*batch.leaves, PARAMS, batch.layout["jagged"]), batch.leaves, batch.d_out, (same,) * 4
+            lambda: self.operator(*batch.leaves, PARAMS, batch.layout["jagged"], backend="triton"),
+            batch.leaves,
+            batch.d_out,
+            (same,) * 4,
         )
 
     @variant("eager (padded)", baseline=True)
@@ -141,8 +148,9 @@ class GDPABenchmark(Benchmark):
         return of_autograd(lambda: operator(*leaves), leaves, d_out, (padding.unpad, padding.unpad, keys, keys))
 
 
-def _jagged(offsets: Tensor, n_kv: int | None) -> Jagged:
-    return Jagged(offsets, n_kv) if n_kv is not None else Jagged(offsets, k_offsets=offsets)
+def _jagged(offsets: Tensor, n_kv: int | None, uniform_rows: int = 0) -> Jagged:
+    keys = {"n_kv": n_kv} if n_kv is not None else {"k_offsets": offsets}
+    return Jagged(offsets, uniform_rows=uniform_rows, **keys)
 
 
 def _flat(rows: Tensor) -> Tensor:

@@ -133,13 +133,19 @@ def _error(got: Tensor, want: Tensor) -> float:
 
 def _gdpa(name: str, shapes: tuple[tuple[int, ...], ...], params: GDPAParams, jagged: Jagged) -> Operation:
     return Operation(
-        name, shapes, lambda q, k, v: gdpa(q, k, v, params, jagged), lambda q, k, v: gdpa_jagged(q, k, v, params, jagged)
+        name,
+        shapes,
+        lambda q, k, v: gdpa(q, k, v, params, jagged, backend="triton"),
+        lambda q, k, v: gdpa_jagged(q, k, v, params, jagged),
     )
 
 
 def _pffn(name: str, shapes: tuple[tuple[int, ...], ...], params: GDPAParams, jagged: Jagged) -> Operation:
     return Operation(
-        name, shapes, lambda q, k, v: pffn(q, k, v, params, jagged), lambda q, k, v: pffn_jagged(q, k, v, params, jagged)
+        name,
+        shapes,
+        lambda q, k, v: pffn(q, k, v, params, jagged, backend="triton"),
+        lambda q, k, v: pffn_jagged(q, k, v, params, jagged),
     )
 
 
