@@ -5,11 +5,27 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 from torch import Tensor
 
 Backend = Literal["auto", "triton", "reference"]
+
+
+_preferred: Backend = "auto"
+
+
+@contextmanager
+def preferred(backend: Backend) -> Iterator[None]:
+    """Within it, calls that leave the backend to `auto` run on this one: for comparisons of whole models (one thread)."""
+    global _preferred
+    before, _preferred = _preferred, backend
+    try:
+        yield
+    finally:
+        _preferred = before
 
 
 def interpreting() -> bool:
@@ -22,6 +38,7 @@ def use_triton(x: Tensor, backend: Backend) -> bool:
     """Whether the kernels run on x: on CUDA tensors unless told otherwise. `triton` insists: `ValueError` where they cannot."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend: expected one of {', '.join(get_args(Backend))}, found {backend!r}")
+    backend = _preferred if backend == "auto" else backend
     if backend == "reference" or x.element_size() > 4:  # the kernels have no float64; the plain forms do
         if backend == "triton":
             raise ValueError(f"backend 'triton': expected float32, float16 or bfloat16, found {x.dtype}; use 'reference'")

@@ -55,7 +55,7 @@ class GlobalStep(nn.Module):
 
     def forward(self, s: Tensor, x_sum: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self.weights(x_sum)
-        s = pffn(s.unflatten(-1, (self.heads, -1)), k, v, self.weights.params).flatten(2)
+        s = pffn(s.unflatten(-1, (self.heads, -1)), k, v, self.weights.params, lengths=lengths).flatten(2)
         return s, self.lift(self.pool(s, lengths))
 
 
