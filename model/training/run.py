@@ -80,12 +80,12 @@ class TrainingRun:
 
     def remember_data(self, log: RequestLog) -> None:
         """Note which log this run is trained on."""
-        write_json(self.path / "data.json", {"requests": len(log), "digest": _digest(log)})
+        write_json(self.path / "data.json", {"requests": len(log), "digest": log_digest(log)})
 
     def check_data(self, log: RequestLog) -> None:
         """Raise `ConfigError` unless `log` is the one the run is trained on: figures on another would mislead."""
         trained = read_json(self.path / "data.json")
-        if trained != {"requests": len(log), "digest": _digest(log)}:
+        if trained != {"requests": len(log), "digest": log_digest(log)}:
             raise ConfigError(
                 f"{self.path}: trained on a log of {trained['requests']:,} requests with another content or schema; "
                 f"the given one has {len(log):,}"
@@ -149,7 +149,7 @@ class TrainingRun:
         return read_json(self.path / "result.json") if (self.path / "result.json").is_file() else {}
 
 
-def _digest(log: RequestLog) -> str:
+def log_digest(log: RequestLog) -> str:
     """SHA-256 over the schema and every request's id and time; of a down-sampled log also over what was kept."""
     digest = hashlib.sha256(log.schema.digest.encode())
     digest.update("\n".join(log.request_ids).encode())

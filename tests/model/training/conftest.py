@@ -23,12 +23,18 @@ Losses = Callable[..., list[float]]
 
 
 @pytest.fixture(scope="session")
-def log(tmp_path_factory: pytest.TempPathFactory) -> RequestLog:
-    """400 synthetic requests."""
+def log_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 synthetic requests on disk."""
     torch.set_num_threads(1)
     directory = Path(tmp_path_factory.mktemp("log")) / "log"
     generate(SyntheticConfig(requests=400), directory, lambda _: None)
-    return load_request_log(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def log(log_directory: Path) -> RequestLog:
+    """400 synthetic requests."""
+    return load_request_log(log_directory)
 
 
 @pytest.fixture(scope="session")
