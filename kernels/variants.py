@@ -18,7 +18,8 @@ N_KV_CLASSES = (64, 128, 256)
 
 @dataclass(frozen=True)
 class Blocks:
-    """Tile sizes of one kernel: Q rows, K/V rows, warps, pipeline stages, Q tiles per work unit, x kept in registers."""
+    """Tile sizes of one kernel: Q rows, K/V rows, warps, pipeline stages, Q tiles per work unit, x kept in registers, and heads
+    in flight in the block's walks without products."""
 
     m: int
     n: int
@@ -26,6 +27,7 @@ class Blocks:
     stages: int
     unit_tiles: int = 1
     keep: bool = False
+    prefetch: int = 1
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def forward(
         triton_forward.pffn_forward[(units,)](
             q, k, v, out, *(rows.unbind(0) if statistics else (None,) * 3),
             tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets, layout.kv_index,
-            params.scale_in, params.scale_out, eps, per_sample, KEEP=b.keep, **constants(q, layout, params, b),
+            params.scale_in, params.scale_out, eps, per_sample,
+            KEEP=b.keep, PREFETCH=b.prefetch, **constants(q, layout, params, b),
         )  # fmt: skip
     return out, rows
 
@@ -44,7 +45,7 @@ def backward(
         triton_backward.pffn_backward_q[(units,)](
             q, k, v, out, dout, dq, *rows.unbind(0), coupling,
             tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets, layout.kv_index,
-            params.scale_in, params.scale_out, per_sample, **constants(q, layout, params, b),
+            params.scale_in, params.scale_out, per_sample, PREFETCH=b.prefetch, **constants(q, layout, params, b),
         )  # fmt: skip
     chosen = blocks[1] if blocks else choose("pffn", "backward_kv", k, layout)
     dk, dv = backward_kv(q, k, v, dout, layout, params, chosen, (out, rows, coupling))

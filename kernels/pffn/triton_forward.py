@@ -19,12 +19,13 @@ from kernels.triton_activations import INTERPRETED
 
 @triton.jit
 def layer_norm_statistics(
-    q_base, rows, length, eps, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
-):
+    q_base, rows, length, eps, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, PREFETCH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """(mean, rstd) f32 [BLOCK_M] over all heads of each row: moments about the mean per head, merged (Chan et al., 1979)."""
     mean = tl.zeros([BLOCK_M], tl.float32)
     moment = tl.zeros([BLOCK_M], tl.float32)
-    for head in range(HEADS):
+    for head in tl.range(HEADS, num_stages=PREFETCH):
         x = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(tl.float32)
         head_mean = tl.sum(x, 1) / HEAD_WIDTH
         deviation = x - head_mean[:, None]
@@ -42,7 +43,7 @@ def pffn_forward(
     q, k, v, out, mean, rstd, rrms, tiles, q_offsets, q_lengths, k_offsets, kv_index,
     scale_in, scale_out, eps, units_per_sample,
     HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, N_KV: tl.constexpr, CODES: tl.constexpr, PER_HEAD: tl.constexpr,
-    KEEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    KEEP: tl.constexpr, PREFETCH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """q, out [rows, HEADS, HEAD_WIDTH]; mean, rstd, rrms f32 [rows], or all None when no backward follows; grid (units,)."""
     HARDWARE: tl.constexpr = (k.dtype.element_ty != tl.float32) and not INTERPRETED
@@ -57,7 +58,7 @@ def pffn_forward(
             out_base = out + start * (HEADS * HEAD_WIDTH)
             k_base = k + k_start * (HEADS * HEAD_WIDTH)
             v_base = v + k_start * (HEADS * HEAD_WIDTH)
-            mu, inverse_std = layer_norm_statistics(q_base, rows, length, eps, HEADS, HEAD_WIDTH, BLOCK_M, BLOCK_D)
+            mu, inverse_std = layer_norm_statistics(q_base, rows, length, eps, HEADS, HEAD_WIDTH, PREFETCH, BLOCK_M, BLOCK_D)
             squares = tl.zeros([BLOCK_M], tl.float32)
             if KEEP:
                 kept = ()
@@ -87,7 +88,7 @@ def pffn_forward(
                     store_rows(out_base, rows, length, head, x, HEADS, HEAD_WIDTH, BLOCK_D)
                 inverse_rms = 1.0 / tl.sqrt(squares / (HEADS * HEAD_WIDTH) + eps)
                 tl.debug_barrier()  # x is read back below, perhaps by another thread than stored it
-                for head in range(HEADS):
+                for head in tl.range(HEADS, num_stages=PREFETCH):
                     raw = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
                     x = load_rows(out_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(tl.float32)
                     y = x * inverse_rms[:, None] + raw.to(tl.float32)
