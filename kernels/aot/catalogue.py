@@ -46,7 +46,7 @@ def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
         none: tuple[str, ...] = ()
     else:
         kernel, grid = "kernels.pffn.triton_forward:pffn_forward", (units, "1", "1")
-        constants["KEEP"] = tile.keep
+        constants |= {"KEEP": tile.keep, "PREFETCH": tile.prefetch}
         scalars["eps"] = "p->eps"
         none = ("mean", "rstd", "rrms")
     if v.n_kv:
