@@ -11,17 +11,27 @@ Cost: one `searchsorted` per vocabulary feature and column; nothing is done per 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.affinity import (
+    PER_FEATURE,
+    PER_REQUEST,
+    RateTable,
+    ValueSpace,
+    overlaps,
+    record_of,
+    tables_from_arrays,
+    tables_to_arrays,
+)
 from model.hashing import MISSING_KEY, bucket_of
 from model.history import ages_s
 from model.records import ITEM, Records
-from model.schema import Derived, EventType, Feature, FeatureKind, HashBuckets, Schema
+from model.schema import Affinity, Derived, EventType, Feature, FeatureKind, HashBuckets, Schema
 
 PAD_ROW = -1
 """Filler of multi-valued slots: no value here (row 0 means: a value the model does not know)."""
@@ -42,11 +52,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class GroupLayout:
-    """What one group of features becomes: embedded slots side by side, then dense columns."""
+    """What one group of features becomes: embedded slots side by side, then dense columns (the last of them affinities)."""
 
     name: str
     slots: tuple[Slot, ...]
     dense: tuple[str, ...]
+    affinities: tuple[str, ...] = ()  # those dense columns that depend on the user's histories, not on the records alone
 
     @property
     def embedded_width(self) -> int:
@@ -83,27 +94,43 @@ class FeatureStats:
 
     `moments`: mean and deviation per dense numeric feature, keyed `group.feature` (after log1p).
     `boundaries`: cut points per bucketed feature. `vocabularies`: sorted int64 keys per table; the
-    key at position i owns row i + 1.
+    key at position i owns row i + 1. `rates`: success rates of items per affinity.
     """
 
     moments: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     boundaries: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     vocabularies: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    rates: Mapping[str, RateTable] = field(default_factory=dict)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is stored as arrays beside the JSON: vocabularies by table, then rates."""
+        return {**self.vocabularies, **tables_to_arrays(self.rates)}
 
     def to_json(self) -> dict[str, Any]:
-        """Moments and boundaries; vocabularies are stored as arrays beside it."""
+        """Moments and boundaries; the rest is stored as arrays beside it."""
         return {
             "moments": {k: list(v) for k, v in self.moments.items()},
             "boundaries": {k: list(v) for k, v in self.boundaries.items()},
+            "rates": list(self.rates),
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], vocabularies: Mapping[str, NDArray[np.int64]]) -> FeatureStats:
+    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> FeatureStats:
+        """From `to_json` and `arrays`."""
         return cls(
             {k: (float(v[0]), float(v[1])) for k, v in data["moments"].items()},
             {k: tuple(map(float, v)) for k, v in data["boundaries"].items()},
-            vocabularies,
+            {k: v for k, v in arrays.items() if "." not in k},
+            tables_from_arrays(arrays, data.get("rates", ())),
         )
+
+
+@dataclass(frozen=True)
+class Affinities:
+    """What histories say of a request (`context` float32 [·]) and of its candidates (`items` float32 [C, ·])."""
+
+    context: NDArray[np.float32]
+    items: NDArray[np.float32]
 
 
 class FeatureLayout:
@@ -116,13 +143,20 @@ class FeatureLayout:
         if schema.user_id_table is not None:
             user_slots.append(Slot("user_id", schema.user_id_table, schema.tables[schema.user_id_table].width))
         self.user = self._group(USER, schema.user, user_slots, [f"{e.name}_count" for e in schema.events])
-        self.context = self._group(CONTEXT, schema.context)
+        own = [f"{a.name}_{what}" for a in schema.affinities for what in PER_REQUEST]
+        self.context = self._group(CONTEXT, schema.context, affinities=own)
         item_slot = Slot(ITEM, schema.item.table, schema.tables[schema.item.table].width)
-        self.item = self._group(ITEMS, schema.item_features, [item_slot])
+        own = [f"{a.name}_{by}_{what}" for a in schema.affinities for by in a.by for what in PER_FEATURE]
+        self.item = self._group(ITEMS, schema.item_features, [item_slot], affinities=own)
         self.events = {e.name: self._group(e.name, e.attributes, [item_slot], ["log_age"]) for e in schema.events}
 
     def _group(
-        self, name: str, features: Sequence[Feature], slots: Sequence[Slot] = (), dense: Sequence[str] = ()
+        self,
+        name: str,
+        features: Sequence[Feature],
+        slots: Sequence[Slot] = (),
+        dense: Sequence[str] = (),
+        affinities: Sequence[str] = (),
     ) -> GroupLayout:
         slots, dense = list(slots), list(dense)
         for f in features:
@@ -137,7 +171,7 @@ class FeatureLayout:
                 is_multi = f.kind is FeatureKind.MULTI
                 width = self.schema.tables[f.table].width
                 slots.append(Slot(f.name, f.table, width, f.max_values if is_multi else 1, is_multi))
-        return GroupLayout(name, tuple(slots), tuple(dense))
+        return GroupLayout(name, tuple(slots), (*dense, *affinities), tuple(affinities))
 
     def groups(self) -> dict[str, GroupLayout]:
         """All groups by name."""
@@ -148,12 +182,27 @@ class FeatureLayout:
         return {slot.table: slot.width for group in self.groups().values() for slot in group.slots}
 
 
+@dataclass(frozen=True)
+class _AffinityPlan:
+    """Of one affinity: its value space, and the columns of an item's encoded rows that enter it."""
+
+    space: ValueSpace
+    item_columns: NDArray[np.int64]
+
+
 class FeatureEncoder:
     """Encodes records of every group. Immutable; safe to share between threads."""
 
     def __init__(self, schema: Schema, stats: FeatureStats) -> None:
         self.schema, self.stats = schema, stats
         self.layout = FeatureLayout(schema)
+        self._item_features = {f.name: f for f in schema.item_features}
+        self._affinity_plans = tuple(self._affinity_plan(a) for a in schema.affinities)
+        columns = {"context": (CONTEXT, self.layout.context), "items": (ITEMS, self.layout.item)}
+        self._affinity_moments = {
+            name: np.array([stats.moments.get(f"{group}.{c}", (0.0, 1.0)) for c in layout.affinities], np.float32).T
+            for name, (group, layout) in columns.items()
+        }
 
     def table_rows(self) -> dict[str, int]:
         """Number of rows of every table, row 0 (unknown or missing) included."""
@@ -183,13 +232,55 @@ class FeatureEncoder:
         lead = [self.lookup(self.schema.user_id_table, user_keys)[:, None]] if self.schema.user_id_table else []
         return self._encode(self.layout.user, self.schema.user, records, lead, [np.log1p(counts).astype(np.float32)])
 
-    def encode_context(self, records: Records, request_ms: NDArray[np.int64], newest_ms: NDArray[np.int64]) -> Encoded:
-        """Contexts: records [R], request times [R], time of the newest event per request (-1: none) [R]."""
+    def encode_context(
+        self,
+        records: Records,
+        request_ms: NDArray[np.int64],
+        newest_ms: NDArray[np.int64],
+        affinities: Sequence[Affinities] = (),
+    ) -> Encoded:
+        """Contexts: records [R], request times [R], time of the newest event per request (-1: none) [R], `affinities` [R]."""
         derived = {f.name: _derived(f.derived, request_ms, newest_ms) for f in self.schema.context if f.derived is not None}
-        return self._encode(self.layout.context, self.schema.context, records, derived=derived)
+        encoded = self._encode(self.layout.context, self.schema.context, records, derived=derived)
+        if not self.schema.affinities:
+            return encoded
+        return Encoded(encoded.rows, np.concatenate([encoded.dense, np.stack([a.context for a in affinities])], axis=1))
+
+    def encode_affinities(self, item_rows: NDArray[np.int32], histories: Mapping[str, Records]) -> Affinities:
+        """Affinities of candidates with encoded rows [C, index_width] to visible histories; cost: see `model.affinity`."""
+        context, items = [], []
+        for a, plan in zip(self.schema.affinities, self._affinity_plans, strict=True):
+            events = histories[a.event]
+            record = record_of(events, histories[a.outcome], self.stats.rates[a.name], a.prior)
+            theirs = np.concatenate([self._affinity_rows(name, events) for name in a.by], axis=1)
+            context.append(record.request)
+            items.append(overlaps(plan.space, item_rows[:, plan.item_columns], theirs, record.residuals))
+        raw = Affinities(np.concatenate(context), np.concatenate(items, axis=1))
+        return Affinities(*(self._scaled_affinities(group, column) for group, column in vars(raw).items()))
+
+    def _affinity_rows(self, name: str, events: Records) -> NDArray[np.int32]:
+        """Table rows [H, values] of what events have in common with items, by the item feature's own table and boundaries."""
+        if name == ITEM:
+            return self.lookup(self.schema.item.table, events[ITEM])[:, None]
+        return self._rows(f"{ITEMS}.{name}", self._item_features[name], events[name])
+
+    def _affinity_plan(self, affinity: Affinity) -> _AffinityPlan:
+        rows, columns, at = self.table_rows(), {}, 0
+        for slot in self.layout.item.slots:
+            columns[slot.feature] = np.arange(at, at + slot.values)
+            at += slot.values
+        tables = {slot.feature: slot.table for slot in self.layout.item.slots}
+        attributes = {f.name: f for f in self.schema.event(affinity.event).attributes}
+        values = [attributes[n].max_values if n != ITEM and attributes[n].kind is FeatureKind.MULTI else 1 for n in affinity.by]
+        space = ValueSpace.of([rows[tables[n]] for n in affinity.by], values, [len(columns[n]) for n in affinity.by])
+        return _AffinityPlan(space, np.concatenate([columns[n] for n in affinity.by]))
+
+    def _scaled_affinities(self, group: str, columns: NDArray[np.float32]) -> NDArray[np.float32]:
+        mean, deviation = self._affinity_moments[group]
+        return np.asarray(((columns - mean) / deviation).clip(-8, 8), dtype=np.float32)
 
     def encode_items(self, keys: NDArray[np.int64], records: Records) -> Encoded:
-        """Candidates: item keys [C] and their feature records [C]."""
+        """Candidates: item keys [C] and their feature records [C]; dense columns without the affinities."""
         lead = [self.lookup(self.schema.item.table, keys)[:, None]]
         return self._encode(self.layout.item, self.schema.item_features, records, lead)
 
@@ -228,20 +319,24 @@ class FeatureEncoder:
             key = f"{layout.name}.{f.name}"
             if f.is_dense:
                 dense.append(self._normalise(key, f, column)[:, None])
-            elif f.buckets is not None:
-                cut = np.searchsorted(self.stats.boundaries[key], column, side="right") + 1
-                rows.append(np.where(np.isnan(column), 0, cut).astype(np.int32)[:, None])
             else:
-                assert f.table is not None
-                found = self.lookup(f.table, np.asarray(column, dtype=np.int64))
-                if f.kind is FeatureKind.MULTI:
-                    found = np.where(column == MISSING_KEY, np.int32(PAD_ROW), found)
-                rows.append(found if found.ndim == 2 else found[:, None])
+                rows.append(self._rows(key, f, column))
         count = len(records)
         return Encoded(
             np.concatenate(rows, axis=1) if rows else np.zeros((count, 0), np.int32),
             np.concatenate(dense, axis=1) if dense else np.zeros((count, 0), np.float32),
         )
+
+    def _rows(self, key: str, f: Feature, column: NDArray[Any]) -> NDArray[np.int32]:
+        """Table rows [N, values] of an embedded feature; `key` names its boundaries if it has buckets."""
+        if f.buckets is not None:
+            cut = np.searchsorted(self.stats.boundaries[key], column, side="right") + 1
+            return np.where(np.isnan(column), 0, cut).astype(np.int32)[:, None]
+        assert f.table is not None
+        found = self.lookup(f.table, np.asarray(column, dtype=np.int64))
+        if f.kind is FeatureKind.MULTI:
+            found = np.where(column == MISSING_KEY, np.int32(PAD_ROW), found)
+        return found if found.ndim == 2 else found[:, None]
 
     def _normalise(self, key: str, f: Feature, column: NDArray[np.float32]) -> NDArray[np.float32]:
         mean, deviation = self.stats.moments[key]
@@ -280,6 +375,20 @@ def _derived(kind: Derived, request_ms: NDArray[np.int64], newest_ms: NDArray[np
     return np.where(newest_ms < 0, np.nan, elapsed).astype(np.float32)
 
 
+def fit_affinity_moments(encoder: FeatureEncoder, samples: Iterable[Affinities]) -> FeatureStats:
+    """The statistics of `encoder`, which have no moments of affinities yet, with those of what it made of training requests."""
+    layout, every = encoder.layout, list(samples)
+    moments = dict(encoder.stats.moments)
+    for group, names, columns in (
+        (CONTEXT, layout.context.affinities, np.stack([a.context for a in every])),
+        (ITEMS, layout.item.affinities, np.concatenate([a.items for a in every])),
+    ):
+        for name, column in zip(names, columns.astype(np.float64).T, strict=True):
+            deviation = float(column.std())
+            moments[f"{group}.{name}"] = (float(column.mean()), deviation if deviation > 1e-6 else 1.0)
+    return replace(encoder.stats, moments=moments)
+
+
 def fit_stats(
     schema: Schema,
     *,
@@ -291,8 +400,9 @@ def fit_stats(
     items: Records,
     item_keys: NDArray[np.int64],
     events: Mapping[str, Records],
+    rates: Mapping[str, RateTable] | None = None,
 ) -> FeatureStats:
-    """Fit moments, boundaries and vocabularies on training records.
+    """Fit moments, boundaries and vocabularies on training records; `rates` (per affinity) are kept as they are.
 
     `item_keys` is every item shown in training (with repeats: counts decide `min_count`), `items` the
     item table. Keys of histories count for the item vocabulary as well.
@@ -329,7 +439,7 @@ def fit_stats(
         for name, table in schema.tables.items()
         if not isinstance(table.encoding, HashBuckets)
     }
-    return FeatureStats(moments, boundaries, vocabularies)
+    return FeatureStats(moments, boundaries, vocabularies, rates or {})
 
 
 def _quantiles(values: NDArray[np.float64], count: int) -> tuple[float, ...]:
@@ -348,6 +458,7 @@ def _vocabulary(columns: Sequence[NDArray[np.int64]], min_count: int, max_size: 
 
 
 __all__ = [
+    "Affinities",
     "Encoded",
     "EncodedHistory",
     "FeatureEncoder",
@@ -355,6 +466,7 @@ __all__ = [
     "FeatureStats",
     "GroupLayout",
     "Slot",
+    "fit_affinity_moments",
     "fit_stats",
     "gather",
 ]

@@ -144,6 +144,8 @@ class EventType(StrictModel):
 
     `cap` is the number of newest events the model reads, `capacity` the number the store keeps (at least
     `read_window`, so that serving reads what offline preparation reads).
+    `attributes` are part of the stored record, whose width is fixed: a multi-valued one takes 8 bytes for each of its
+    `max_values`. An attribute named like an item feature is that feature as it was when the event happened.
     `min_fold_interval_s` lets frequent events (impressions) change the user state at most that often.
     """
 
@@ -162,8 +164,6 @@ class EventType(StrictModel):
             )
         _distinct(f"events.{self.name}.attributes", [f.name for f in self.attributes], ("item", "time_ms", "arrival_ms"))
         for feature in self.attributes:
-            if feature.kind is FeatureKind.MULTI:
-                raise ValueError(f"attribute {feature.name!r}: event attributes are single-valued (records are fixed-width)")
             if feature.derived is not None:
                 raise ValueError(f"attribute {feature.name!r}: only context features can be derived")
         return self
@@ -177,6 +177,22 @@ class EventType(StrictModel):
     def stored(self) -> int:
         """Events kept in the store per user."""
         return max(self.capacity or 2 * self.cap, self.read_window)
+
+
+class Affinity(StrictModel):
+    """What a user's own record of `event` and `outcome` says of a candidate (see `model.affinity`).
+
+    `event` is what happens to every shown item (an impression), `outcome` both an event type and a task: which of these
+    events succeeded. `by` names what a candidate and an event may have in common: ``item``, the item itself, or item features
+    that the event type carries as attributes of the same name, as they were when it happened (categorical, multi-valued, or
+    cut into buckets). `prior`: events that an unknown user is taken to have had at the usual rate.
+    """
+
+    name: Name
+    event: Name
+    outcome: Name
+    by: Annotated[tuple[Name, ...], Field(min_length=1)] = ("item",)
+    prior: Annotated[float, Field(gt=0)] = 8.0
 
 
 class Task(StrictModel):
@@ -220,6 +236,7 @@ class Schema(StrictModel):
     item_features: tuple[Feature, ...] = ()
     request_columns: tuple[Name, ...] = ()
     events: Annotated[tuple[EventType, ...], Field(min_length=1)]
+    affinities: tuple[Affinity, ...] = ()
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
     value: Annotated[str, AfterValidator(_checked_expression)]
     slice: Name | None = None
@@ -245,6 +262,7 @@ class Schema(StrictModel):
             for feature in features:
                 if feature.derived is not None:
                     raise ValueError(f"{group_name}: {feature.name!r} is derived; only context features can be")
+        self._check_affinities()
         known = {t.name: "task" for t in self.tasks} | dict.fromkeys(self.request_columns, "column")
         for name in sorted(ValueExpression.parse(self.value).names):
             task = name.removeprefix("p_")
@@ -259,6 +277,37 @@ class Schema(StrictModel):
                 f"slice: {self.slice!r} is not a categorical context feature; there are: {', '.join(slices) or 'none'}"
             )
         return self
+
+    def _check_affinities(self) -> None:
+        _distinct("affinities", [a.name for a in self.affinities])
+        events, tasks = {e.name: e for e in self.events}, [t.name for t in self.tasks]
+        features = {f.name: f for f in self.item_features}
+        for a in self.affinities:
+            where = f"affinities.{a.name}"
+            for role, name in (("event", a.event), ("outcome", a.outcome)):
+                if name not in events:
+                    raise ValueError(f"{where}: {role} {name!r} is not an event type; there are: {', '.join(events)}")
+            if a.outcome not in tasks or a.outcome == a.event:
+                others = ", ".join(t for t in tasks if t in events and t != a.event) or "none"
+                raise ValueError(
+                    f"{where}: outcome {a.outcome!r} must be a task as well, and not the event itself; there are: {others}"
+                )
+            _distinct(f"{where}.by", list(a.by))
+            carried = {f.name: f for f in events[a.event].attributes}
+            for name in a.by:
+                if name == "item":
+                    continue
+                ours, theirs = features.get(name), carried.get(name)
+                if ours is None or ours.is_dense:
+                    raise ValueError(
+                        f"{where}.by: {name!r} is not `item` or an item feature with ids or buckets; there are: "
+                        + ", ".join(["item", *(f.name for f in features.values() if not f.is_dense)])
+                    )
+                if theirs is None or (theirs.kind, theirs.id_type) != (ours.kind, ours.id_type):
+                    raise ValueError(
+                        f"{where}.by: event type {a.event!r} has no attribute {name!r} of kind {ours.kind.value} and the item "
+                        f"feature's id type; give it the item's feature: attributes: [{{name: {name}, …}}]"
+                    )
 
     def _table_uses(self) -> Iterator[tuple[str, str]]:
         yield "item", self.item.table
@@ -281,7 +330,10 @@ class Schema(StrictModel):
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        data = self.model_dump(mode="json")
+        if not self.affinities:
+            del data["affinities"]  # artifacts and runs from before there were any keep their digest
+        canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -163,7 +163,10 @@ class MetarankReader:
             self.interactions[event_id] = (user, kind, item, time_ms)
 
     def _events(self) -> dict[str, list[Any]]:
-        """Interactions and impressions as columns; attributes are unknown to this format and stay missing."""
+        """Interactions and impressions as columns.
+
+        This format knows no attributes of events: one named like an item feature is taken from the item, others stay missing.
+        """
         rows = [(event_id, *rest) for event_id, rest in self.interactions.items()]
         if IMPRESSION in {e.name for e in self.schema.events}:
             rows += [
@@ -175,7 +178,12 @@ class MetarankReader:
         columns: dict[str, list[Any]] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         columns["arrival_ms"] = columns["time_ms"]
         for event in self.schema.events:
-            columns |= {f"{event.name}.{f.name}": [None] * len(rows) for f in event.attributes}
+            for f in event.attributes:
+                of_item = columns["item_id"] if f in self.schema.item_features else ()
+                values = [self.items.get(item, {}).get(f.name) for item in of_item] or [None] * len(rows)
+                columns[f"{event.name}.{f.name}"] = [
+                    value if kind == event.name else None for kind, value in zip(columns["type"], values, strict=True)
+                ]
         return columns
 
     def _item_id(self, value: Any) -> Any:

@@ -34,7 +34,7 @@ from model.records import (
     missing_records,
 )
 from model.records import keys as keys_of
-from model.schema import EventType, Feature, FeatureKind, Schema
+from model.schema import EventType, Feature, FeatureKind, HashSpec, Schema
 
 
 @dataclass(frozen=True)
@@ -190,16 +190,18 @@ def records_of(table: pa.Table, features: Sequence[Feature], schema: Schema, whe
         column = table[name].combine_chunks()
         if f.kind is FeatureKind.MULTI:
             filled = pc.coalesce(column, pa.scalar([], column.type))
-            fill_multi_column(records, f, _ids(_flat(filled)), _offsets(filled).tolist(), schema.hash, f"{where}: {name}")
+            fill_multi_column(
+                records, f, _ids(_flat(filled), schema.hash), _offsets(filled).tolist(), schema.hash, f"{where}: {name}"
+            )
         else:
-            values = column.to_pylist() if f.kind is FeatureKind.NUMERIC else _ids(column)
+            values = column.to_pylist() if f.kind is FeatureKind.NUMERIC else _ids(column, schema.hash)
             fill_scalar_column(records, f, values, schema.hash, f"{where}: {name}")
     return records
 
 
 def item_keys_of(column: pa.ChunkedArray | pa.Array, schema: Schema, where: str) -> NDArray[np.int64]:
     """int64 keys [N] of a column of item ids, or of their keys; raises `FieldError`."""
-    return keys_of(_ids(column), schema.item.id_type, schema.hash, where)
+    return keys_of(_ids(column, schema.hash), schema.item.id_type, schema.hash, where)
 
 
 def event_records(table: pa.Table, event: EventType, schema: Schema) -> Records:
@@ -222,10 +224,12 @@ def _arrivals(table: pa.Table, event: EventType, schema: Schema, user_of_row: ND
     return ArrivalLog(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), records)
 
 
-def _ids(column: pa.ChunkedArray | pa.Array) -> Any:
-    """Ids of a column: texts, or integers (which may be keys in place of texts) with `MISSING_KEY` for null."""
-    if not pa.types.is_integer(column.type):
-        return column.to_pylist()
+def _ids(column: pa.ChunkedArray | pa.Array, hash_spec: HashSpec) -> Any:
+    """Keys int64 [N] of texts, each distinct one hashed once, or of integers (ids or keys); `MISSING_KEY` for null."""
+    if pa.types.is_string(column.type):
+        encoded = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).dictionary_encode()
+        keys = np.append(string_keys(encoded.dictionary.to_pylist(), hash_spec), np.int64(MISSING_KEY))
+        return keys[pc.fill_null(encoded.indices, len(keys) - 1).to_numpy(zero_copy_only=False)]
     return np.asarray(pc.fill_null(column.cast(pa.int64()), MISSING_KEY).to_numpy(zero_copy_only=False))
 
 

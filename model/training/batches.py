@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.data.request_log import RequestLog
-from model.features import Encoded, FeatureEncoder
+from model.features import Affinities, Encoded, FeatureEncoder
 from model.history import newest_event_ms
 from model.training.config import AugmentConfig
 
@@ -120,6 +120,7 @@ class BatchMaker:
         if kept is not None:
             shown, request_index = shown[kept[shown]], request_index[kept[shown]]
         item = log.item_index[shown]
+        items, affinities = self._items(item, request_index, histories)
         positions = np.clip(log.positions[shown].astype(np.int64) + 1, 0, MAX_POSITION)
         if augment is not None and rng is not None:
             hidden = (rng.random(len(requests)) < augment.unknown_position)[request_index]
@@ -127,12 +128,26 @@ class BatchMaker:
         return Batch(
             users=_tensors(encoder.encode_users(log.users[users], log.user_keys[users], counts)),
             histories=encoded,
-            contexts=_tensors(encoder.encode_context(log.contexts[requests], log.time_ms[requests], newest_ms)),
-            items=_tensors(Encoded(self.items.rows[item], self.items.dense[item])),
+            contexts=_tensors(encoder.encode_context(log.contexts[requests], log.time_ms[requests], newest_ms, affinities)),
+            items=_tensors(items),
             request_index=torch.from_numpy(request_index),
             positions=torch.from_numpy(positions),
             labels=torch.from_numpy(log.labels[shown]),
         )
+
+    def _items(
+        self, item: NDArray[np.int64], request_index: NDArray[np.int64], histories: list[dict[str, NDArray[np.void]]]
+    ) -> tuple[Encoded, list[Affinities]]:
+        """Encoded candidates [C], and the affinities per request."""
+        rows, dense = self.items.rows[item], self.items.dense[item]
+        if not self.log.schema.affinities:
+            return Encoded(rows, dense), []
+        bounds = np.searchsorted(request_index, np.arange(len(histories) + 1))
+        affinities = [
+            self.encoder.encode_affinities(rows[start:end], h)
+            for h, start, end in zip(histories, bounds[:-1], bounds[1:], strict=True)
+        ]
+        return Encoded(rows, np.concatenate([dense, np.concatenate([a.items for a in affinities])], axis=1)), affinities
 
 
 def _hide(

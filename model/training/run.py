@@ -64,7 +64,7 @@ class TrainingRun:
         write_json(path / "schema.json", schema.model_dump(mode="json"))
         write_json(path / "features.json", stats.to_json())
         run = cls(path, config, schema, FeatureEncoder(schema, stats))
-        run.save_arrays("vocabularies", stats.vocabularies)
+        run.save_arrays("vocabularies", stats.arrays())
         return run
 
     @classmethod

@@ -54,6 +54,7 @@ class WarmStart:
             {name: before.moments.get(name, own) for name, own in fitted.moments.items()},
             {name: before.boundaries.get(name, own) for name, own in fitted.boundaries.items()},
             {name: self._vocabulary(name, own, before.vocabularies.get(name)) for name, own in fitted.vocabularies.items()},
+            fitted.rates,
         )
 
     def _vocabulary(self, table: str, own: Keys, before: Keys | None) -> Keys:

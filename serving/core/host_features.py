@@ -24,9 +24,10 @@ from model.tensor_spec import CANDIDATES
 
 Rows = dict[str, NDArray[Any]]
 ItemRows = NDArray[np.void]
-"""Items as cached: the record (`RECORD`), whether the model has a row of its own for it (`IS_KNOWN`), and its graph inputs."""
+"""Items as cached: the record (`RECORD`), whether the model has a row of its own for it (`IS_KNOWN`), its graph inputs without
+affinities, and where the schema has these, the numbers of its table rows (`TABLE_ROWS`)."""
 
-RECORD, IS_KNOWN = "record", "is_known"
+RECORD, IS_KNOWN, TABLE_ROWS = "record", "is_known", "table_rows"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,12 @@ class HostFeatures:
         self.states = tuple(spec.name for spec in self.encode_signature.outputs)
         inputs = [s for s in self.score_signature.inputs if s.shape[0] == CANDIDATES and s.name != REQUEST_INDEX]
         self._item_inputs = [spec.name for spec in inputs]
-        own = [(spec.name, spec.dtype, spec.shape[1:]) for spec in inputs]
+        item = self.layout.item
+        self._has_affinities = bool(artifact.schema.affinities)
+        widths = {"item_rows": item.embedded_width, "item_dense": len(item.dense) - len(item.affinities)}
+        own: list[tuple[str, str, tuple[int, ...]]] = [(s.name, s.dtype, (widths[s.name],)) for s in inputs]
+        if self._has_affinities:
+            own.append((TABLE_ROWS, "int32", (item.index_width,)))
         self.item_dtype = np.dtype([(RECORD, feature_dtype(artifact.schema.item_features)), (IS_KNOWN, np.int32), *own])
 
     def is_known_user(self, user_key: int) -> bool:
@@ -81,16 +87,25 @@ class HostFeatures:
         items[RECORD], items[IS_KNOWN] = records, encoded.rows[:, 0] != 0
         for name in self._item_inputs:
             items[name] = tensors[name]
+        if self._has_affinities:
+            items[TABLE_ROWS] = encoded.rows
         return items
 
-    def score_inputs(self, items: ItemRows, context: Records, request_ms: int, newest_ms: int | None) -> ScoreInputs:
-        """`score_candidates` tensors of one request, without its state."""
+    def score_inputs(
+        self, items: ItemRows, context: Records, request_ms: int, newest_ms: int | None, histories: Mapping[str, Records]
+    ) -> ScoreInputs:
+        """`score_candidates` tensors of one request, without its state; `histories` are read for affinities alone."""
         newest = np.array([-1 if newest_ms is None else newest_ms], np.int64)
-        contexts = self.encoder.encode_context(context, np.array([request_ms], np.int64), newest)
+        tensors = {name: items[name] for name in self._item_inputs}
+        affinities = []
+        if self._has_affinities:
+            affinities.append(self.encoder.encode_affinities(items[TABLE_ROWS], histories))
+            tensors["item_dense"] = np.concatenate([items["item_dense"], affinities[0].items], axis=1)
+        contexts = self.encoder.encode_context(context, np.array([request_ms], np.int64), newest, affinities)
         shared = {"context_rows": gather(self.layout.context, contexts.rows, self.tables), "context_dense": contexts.dense}
         return ScoreInputs(
             {k: v for k, v in shared.items() if v.shape[1]},
-            {name: items[name] for name in self._item_inputs},
+            tensors,
             int(len(items) - np.count_nonzero(items[IS_KNOWN])),
         )
 

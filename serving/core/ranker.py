@@ -278,7 +278,7 @@ class Ranker:
             encode_queue_s = 0.0 if cached else min(state.queue_s, time.monotonic() - asked)
             scored = self._prior_best(request, way.keep) if way.keep else None
             kept = items if scored is None else items[scored]
-            inputs = self._host.score_inputs(kept, request.context, request.received_ms, state.newest_ms)
+            inputs = self._host.score_inputs(kept, request.context, request.received_ms, state.newest_ms, view.histories)
             unknown = inputs.unknown_items
             reservation.release()
             job = self._scheduler.score_job(inputs, dict(state.tensors), len(kept), urgency)

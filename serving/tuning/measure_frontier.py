@@ -141,7 +141,7 @@ class FrontierMeasurement:
         state = self._session.run(ENCODE_USER, stack_users([inputs], 1))
         items = log.item_index[log.shown(request)]
         rows = host.encode_items(log.item_keys[items], log.items[items])
-        scored = host.score_inputs(rows, log.contexts[request : request + 1], int(log.time_ms[request]), newest)
+        scored = host.score_inputs(rows, log.contexts[request : request + 1], int(log.time_ms[request]), newest, histories)
         shape = self._shapes.score_shape(1, len(items))
         stacked = stack_requests([state], [scored.context], [scored.items], 1, shape.candidates)
         return self._session.run(SCORE_CANDIDATES, stacked)[PROBABILITIES][: len(items)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.affinity import RateTable
 from model.architectures.registry import load_preset
 from model.artifact import Artifact, Calibration, ScoreReference
 from model.config import parse_yaml
@@ -40,7 +41,13 @@ item_features:
 request_columns: [bid]
 events:
   - {name: click, cap: 32, attributes: [{name: dwell, kind: numeric}]}
-  - {name: impression, cap: 64, attributes: [{name: where, kind: categorical, table: surface}], min_fold_interval_s: 60}
+  - name: impression
+    cap: 64
+    attributes:
+      - {name: where, kind: categorical, table: surface}
+      - {name: genres, kind: multi, id_type: int64, table: genre, max_values: 4}
+    min_fold_interval_s: 60
+affinities: [{name: liking, event: impression, outcome: click, by: [item, genres]}]
 tasks: [{name: click}, {name: like, weight: 0.5}]
 value: bid * p_click + p_like
 slice: surface
@@ -55,7 +62,9 @@ def build_artifact(repository: Path, *, preset: str = "tiny", version: str = "1"
     schema = parse_yaml(Schema, SCHEMA)
     numeric = {"context.since": (5.0, 2.0), "item.popularity": (2.0, 1.0), "click.dwell": (3.0, 2.0)}
     vocabularies = {"item": np.arange(1, ITEMS + 1, dtype=np.int64), "genre": np.arange(1, 21, dtype=np.int64)}
-    encoder = FeatureEncoder(schema, FeatureStats(numeric, {"user.age": (18.0, 30.0, 50.0)}, vocabularies))
+    rates = {"liking": RateTable(np.arange(1, ITEMS + 1), np.linspace(0.01, 0.1, ITEMS, dtype=np.float32), 0.05)}
+    stats = FeatureStats(numeric, {"user.age": (18.0, 30.0, 50.0)}, vocabularies, rates)
+    encoder = FeatureEncoder(schema, stats)
     model = KunlunRanker(schema, load_preset(preset), encoder.table_rows()).eval()
     calibration = {"click": Calibration(scale=0.9, shift=-0.5), "like": Calibration(negative_rate=0.5)}
     model.score_candidates.calibrate([calibration[t.name] for t in schema.tasks])
@@ -73,7 +82,7 @@ def build_artifact(repository: Path, *, preset: str = "tiny", version: str = "1"
         score_reference={t.name: random_reference(rng) for t in schema.tasks},
         evaluation={},
         provenance={},
-        arrays={"vocabularies": vocabularies, "prior": prior, "golden": golden_batch(model, rng)},
+        arrays={"vocabularies": stats.arrays(), "prior": prior, "golden": golden_batch(model, rng)},
     )
     return write_artifact(repository / "random" / version, parts)
 

@@ -13,7 +13,8 @@ import pytest
 from model.config import ConfigError, parse_yaml
 from model.data.metarank import convert_metarank
 from model.data.request_log import load_request_log
-from model.schema import Schema
+from model.hashing import MISSING_KEY, string_keys
+from model.schema import Feature, FeatureKind, Schema
 
 SCHEMA = parse_yaml(
     Schema,
@@ -79,6 +80,20 @@ def test_rankings_become_requests_with_labels_and_histories(tmp_path: Path, zipp
     assert second["click"]["item"].tolist() == [log.item_keys[log.item_ids.index("b")]]
     assert second["impression"]["time_ms"].tolist() == [1_000, 1_000]
     assert np.isnan(log.items["year"][log.item_ids.index("c")])
+
+
+def test_events_carry_the_item_features_that_their_type_declares(tmp_path: Path) -> None:
+    genres = SCHEMA.item_features[0]
+    other = Feature(name="where", kind=FeatureKind.CATEGORICAL, table="genre")
+    shown = SCHEMA.event("impression").model_copy(update={"attributes": (genres, other)})
+    schema = SCHEMA.model_copy(update={"events": (SCHEMA.event("click"), shown)})
+    convert_metarank(written(tmp_path / "log", GOOD), tmp_path / "out", schema)
+    log = load_request_log(tmp_path / "out")
+    seen = {log.item_ids[log.item_keys.tolist().index(e["item"])]: e for e in log.events["impression"].records}
+    assert seen["a"]["genres"].tolist() == string_keys(["x", "y"], schema.hash).tolist()
+    assert (seen["b"]["genres"] == MISSING_KEY).all()
+    assert (seen["c"]["genres"] == MISSING_KEY).all(), "no item event"
+    assert all(e["where"] == MISSING_KEY for e in seen.values())
 
 
 @pytest.mark.parametrize(

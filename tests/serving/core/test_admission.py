@@ -10,7 +10,7 @@ from rank_fixtures import Recorder
 
 from model.artifact import Artifact
 from model.flops import FlopModel
-from model.records import feature_dtype, missing_records
+from model.records import event_dtype, feature_dtype, missing_records
 from model.signature import ENCODE_USER, SCORE_CANDIDATES
 from serving.core.errors import DeadlineExpired, Overloaded
 from serving.core.host_features import HostFeatures, ScoreInputs
@@ -41,7 +41,9 @@ def waiting(artifact: Artifact) -> ScoreInputs:
     host = HostFeatures(artifact)
     records = missing_records(feature_dtype(artifact.schema.item_features), 1)
     context = missing_records(feature_dtype(artifact.schema.context), 1)
-    return host.score_inputs(host.encode_items(np.ones(1, np.int64), records), context, 0, None)
+    items = host.encode_items(np.ones(1, np.int64), records)
+    nothing = {e.name: missing_records(event_dtype(e), 0) for e in artifact.schema.events}
+    return host.score_inputs(items, context, 0, None, nothing)
 
 
 def test_idle_server_admits_what_the_device_could_make(scheduler: Scheduler) -> None:

@@ -14,7 +14,7 @@ from rank_fixtures import SilentObserver
 
 from model.artifact import Artifact
 from model.features import gather
-from model.records import Records, event_dtype, feature_dtype, missing_records
+from model.records import ITEM, TIME_MS, Records, event_dtype, feature_dtype, missing_records
 from serving.core.errors import StoreUnavailable
 from serving.core.feature_read import FeatureReader
 from serving.core.host_features import IS_KNOWN, RECORD, HostFeatures, ItemRows, stack_requests
@@ -111,10 +111,33 @@ def check_from_scratch(host: HostFeatures, keys: NDArray[np.int64], records: Rec
         assert items[IS_KNOWN][at] == (keys[at] <= 1000)
 
 
+def test_affinities_are_those_of_the_encoder_and_of_the_histories_given(host: HostFeatures) -> None:
+    keys, context = np.arange(1, 9), missing_records(feature_dtype(host.schema.context), 1)
+    records = missing_records(feature_dtype(host.schema.item_features), 8)
+    records["genres"][:, 0] = np.arange(8) % 3 + 1
+    histories = {e.name: missing_records(event_dtype(e), 4) for e in host.schema.events}
+    for history in histories.values():
+        history[ITEM], history[TIME_MS] = [2, 3, 90, 91], [10, 10, 20, 20]
+    histories["click"] = histories["click"][1:2]
+    histories["impression"]["genres"][:, 0] = 2
+    items = host.encode_items(keys, records)
+    inputs = host.score_inputs(items, context, 30, 20, histories)
+    expected = host.encoder.encode_affinities(host.encoder.encode_items(keys, records).rows, histories)
+    dense = host.layout.item.dense
+    assert dense[-4:] == ("liking_item_taste", "liking_item_familiarity", "liking_genres_taste", "liking_genres_familiarity")
+    assert np.array_equal(inputs.items["item_dense"][:, -4:], expected.items)
+    assert np.array_equal(inputs.context["context_dense"][0, -2:], expected.context)
+    taste = expected.items[:, 0]
+    assert taste[2] > 0 > taste[1]  # of the two films shown before, the one clicked and the other
+    assert (taste[3:] == 0).all()
+    assert ((expected.items[:, 3] > 0) == (records["genres"][:, 0] == 2)).all()
+
+
 def test_engines_are_given_dense_tensors(host: HostFeatures) -> None:
     keys, context = np.arange(8), missing_records(feature_dtype(host.schema.context), 1)
     items = host.encode_items(keys, missing_records(feature_dtype(host.schema.item_features), 8))
-    inputs = host.score_inputs(items, context, 0, None)
+    nothing = {e.name: missing_records(event_dtype(e), 0) for e in host.schema.events}
+    inputs = host.score_inputs(items, context, 0, None, nothing)
     assert inputs.unknown_items == 1, "item 0"
     for candidates in (8, 16):
         batch = stack_requests([{}], [inputs.context], [inputs.items], 1, candidates)

@@ -141,7 +141,7 @@ def test_scores_are_those_of_the_engine_run_directly(play: Any) -> None:
         )
         session = world.engine.open_session()
         states = session.run("encode_user", rows)
-        items = host.score_inputs(host.encode_items(ALL, inputs.items), sent.context, sent.received_ms, 1_000)
+        items = host.score_inputs(host.encode_items(ALL, inputs.items), sent.context, sent.received_ms, 1_000, histories)
         index = {"request_index": np.zeros(len(ALL), np.int64)}
         direct = session.run(SCORE_CANDIDATES, {**states, **items.context, **items.items, **index})
         assert np.array_equal(got, direct[PROBABILITIES])
