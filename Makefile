@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check gpu-check system-deps install clean
+.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check quality gpu-check system-deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ bench: $(STAMP) ## scoreboard rows: make bench ROW=S1
 
 store-check: $(STAMP) ## near-cache hit rate, read latency, append cost, load rate, skew; DATA=path takes a Metarank-format log
 	$(BIN)/python -m loadtest.checks.store $(if $(DATA),--data '$(DATA)')
+
+quality: $(STAMP) ## NE of the served model against its targets on a Metarank-format log; FAST=1 for one seed
+	$(BIN)/python -m loadtest.checks.quality $(if $(DATA),--data '$(DATA)') $(if $(FAST),--fast)
 
 feedback-check: $(STAMP) ## a fleet's online NE and PromQL rules, canary verdicts, drift, cost; DATA=path takes a Metarank-format log
 	$(BIN)/python -m loadtest.checks.feedback $(if $(DATA),--data '$(DATA)' --workdir runs/feedback)

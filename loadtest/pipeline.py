@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from loadtest.processes import run_stage
 from model.cli.console import note
 from model.data.request_log import RequestLog
-from model.data.split import split_requests
+from model.training.config import parse_config, split_of
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -74,8 +74,8 @@ class Pipeline:
 
     def held_out(self, log: RequestLog) -> NDArray[np.int64]:
         """The test requests, in log order."""
-        split = json.loads((self.workdir / "run" / "config.json").read_text())["split"]
-        return split_requests(log, split).test
+        config = parse_config(json.loads((self.workdir / "run" / "config.json").read_text()))
+        return split_of(config, log).test
 
     def twin(self, log: RequestLog, requests: NDArray[np.int64]) -> NDArray[np.float64]:
         """The torch twin's calibrated probabilities [C, tasks] of the shown items of `requests`, from offline histories."""

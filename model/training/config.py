@@ -10,6 +10,8 @@ from pydantic import Field, ValidationError
 
 from model.architectures.registry import AnyArchitecture
 from model.config import ConfigError, StrictModel, describe, load_yaml
+from model.data.request_log import RequestLog
+from model.data.split import Split, split_requests
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -107,6 +109,7 @@ class TrainConfig(StrictModel):
     `negative_rate`: share of the training part's negatives that is trained on. Shown items whose labels are all 0 are kept
     with this probability, all others always; probabilities and figures stay those of the full distribution. On a log
     that was down-sampled before, this is a share of what it holds (see `model.training.negative_sampling`).
+    `validation_share`, `test_share`: of the requests (`time`) or users (`user`); `per_user_last` has no use for them.
     `warm_start`: directory of an earlier run whose parameters this one begins with (see `model.training.warm_start`).
     `batch_work`: history events and shown items per batch, in place of `batch_requests`; `sort_batches` batches at a time are
     sorted by history length. `shuffle_requests`: window of the shuffle (see `model.training.plan`). `prefetch`: batches
@@ -124,6 +127,8 @@ class TrainConfig(StrictModel):
     model: AnyArchitecture = Field(default="small", validate_default=True)
     warm_start: Path | None = None
     split: SplitKind = SplitKind.TIME
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_requests: Annotated[int, Field(ge=1)] = 64
     batch_work: Annotated[int, Field(ge=1)] | None = None
@@ -146,6 +151,11 @@ class TrainConfig(StrictModel):
     max_skipped_steps: Annotated[int, Field(ge=1)] = 20
     refit_on_validation: bool = False
     refit_length: RefitLength = RefitLength.STEPS
+
+
+def split_of(config: TrainConfig, log: RequestLog) -> Split:
+    """The parts of `log` that a run of `config` trains on and holds out; raises `ConfigError`."""
+    return split_requests(log, config.split.value, validation=config.validation_share, test=config.test_share)
 
 
 def load_train_config(path: str | Path) -> TrainConfig:

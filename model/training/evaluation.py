@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from model.artifact import Calibration
 from model.config import ConfigError
 from model.data.request_log import RequestLog
-from model.data.split import split_requests
 from model.metrics.evaluate import RESAMPLES, Slices, TaskDraws, evaluate_predictions, sliced_draws
 from model.metrics.normalized_entropy import NEState
 from model.ranker import KunlunRanker
 from model.training.batches import BatchMaker
 from model.training.calibration import calibrated, fit_platt
-from model.training.config import DeviceKind, Precision
+from model.training.config import DeviceKind, Precision, split_of
 from model.training.device import Compute
 from model.training.predict import labels_and_weights, predict_logits, with_position
 from model.training.run import BEST, SELECTION, TrainingRun
@@ -77,7 +76,7 @@ def predict_held_out(run: TrainingRun, log: RequestLog, part: str) -> HeldOut:
     device = DeviceKind.CPU if run.config.device is DeviceKind.CPU else DeviceKind.AUTO
     model = run.load_model().to(Compute.resolve(device, Precision.F32).device)
     maker = BatchMaker(log, run.encoder)
-    split = split_requests(log, run.config.split.value)
+    split = split_of(run.config, log)
     requests: NDArray[np.int64] = getattr(split, part)
     logits = predict_logits(model, maker, requests, calibrated=True)
     bias = run.load(BEST)[1]["position"]["table"].numpy()

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from model.config import ConfigError
 from model.data.request_log import RequestLog
-from model.data.split import split_requests
 from model.training.alarms import label_rate_jumps
-from model.training.config import TrainConfig
+from model.training.config import TrainConfig, split_of
 from model.training.finish import Selection
 from model.training.fit_features import fit_features
 from model.training.negative_sampling import sample_negatives
@@ -44,7 +43,7 @@ def fit_run(
 ) -> dict[str, Any]:
     """Train into `output`; returns what ``result.json`` says. Raises `ConfigError` and `TrainingDiverged`."""
     observer = observer or Observer()
-    split = split_requests(log, config.split.value)
+    split = split_of(config, log)
     for jump in label_rate_jumps(log, split.train, split.validation):
         observer.note(f"alarm: {jump}")
     if not config.refit_on_validation:

@@ -9,7 +9,7 @@ keeps the best by the popularity prior, as the ranker does. Torch-free.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,22 +18,18 @@ from numpy.typing import NDArray
 from model.artifact import Artifact
 from model.data.request_log import RequestLog
 from model.flops import FlopModel
-from model.history import newest_event_ms
 from model.metrics.normalized_entropy import NEState
-from model.records import TIME_MS, Records
-from model.signature import ENCODE_USER, PROBABILITIES, SCORE_CANDIDATES
+from model.records import TIME_MS
+from model.signature import ENCODE_USER, SCORE_CANDIDATES
 from serving.core.frontier import Frontier, Step, engine_key
-from serving.core.host_features import HostFeatures, Rows, stack_requests, stack_users
-from serving.core.options import CoreOptions
+from serving.core.host_features import Rows
 from serving.core.ordering import Ordering, PopularityPrior
-from serving.core.shapes import ShapeBuckets
 from serving.engines.base import Engine
+from serving.tuning.log_scorer import Histories, LogScorer
 
 STALE = (1, 4, 16)
 FEWER = (0.5, 0.25, 0.125)
 REPEATS = 9
-
-Histories = Mapping[str, Records]
 
 
 @dataclass
@@ -56,8 +52,8 @@ class FrontierMeasurement:
     def __init__(self, artifact: Artifact, engine: Engine, log: RequestLog, candidates: int) -> None:
         self._artifact, self._engine, self._log, self._candidates = artifact, engine, log, candidates
         self._weights = log.weights()
-        self._host, self._session = HostFeatures(artifact), engine.open_session()
-        self._shapes = ShapeBuckets(artifact.schema, CoreOptions())
+        self._scorer = LogScorer(artifact, engine, log)
+        self._host, self._session, self._shapes = self._scorer.host, self._scorer.session, self._scorer.shapes
         self._flops = FlopModel.from_json(artifact.manifest.flops, artifact.config)
         self._prior, self._ordering = PopularityPrior(artifact), Ordering(artifact.schema)
 
@@ -68,12 +64,12 @@ class FrontierMeasurement:
         levels = []
         for request in requests.tolist():
             histories = self._log.histories(request)
-            levels.append(self._level(histories))
-            full = self._score(request, histories)
+            levels.append(self._scorer.level(histories))
+            full = self._scorer.score(request, histories)
             prior = self._prior.probabilities(self._keys(request))
             answers = {("FULL", 0.0): full, ("PRIOR", 0.0): prior}
-            answers |= {("STALE_STATE", float(k)): self._score(request, _without_newest(histories, k)) for k in STALE}
-            answers |= {("SHORT_HISTORY", s): self._score(request, self._shapes.shortened(histories, s)) for s in shares}
+            answers |= {("STALE_STATE", float(k)): self._scorer.score(request, _without_newest(histories, k)) for k in STALE}
+            answers |= {("SHORT_HISTORY", s): self._scorer.score(request, self._shapes.shortened(histories, s)) for s in shares}
             answers |= {("FEWER_CANDIDATES", s): self._fewer(request, full, prior, s) for s in FEWER}
             labels, weights = self._log.labels[self._log.shown(request)], self._weights[self._log.shown(request)]
             for step, probabilities in answers.items():
@@ -127,24 +123,6 @@ class FrontierMeasurement:
 
     def _keys(self, request: int) -> NDArray[np.int64]:
         return self._log.item_keys[self._log.item_index[self._log.shown(request)]]
-
-    def _level(self, histories: Histories) -> int:
-        return self._shapes.level({event: len(history) for event, history in histories.items()})
-
-    def _score(self, request: int, histories: Histories) -> NDArray[np.float32]:
-        """Probabilities [C, tasks] of the shown items from a state of these histories."""
-        log, host = self._log, self._host
-        newest = newest_event_ms(list(histories.values()))
-        user = int(log.user_index[request])
-        steps = self._shapes.levels[self._level(histories)]
-        inputs = host.user_inputs(log.users[user : user + 1], int(log.user_keys[user]), histories, newest, steps)
-        state = self._session.run(ENCODE_USER, stack_users([inputs], 1))
-        items = log.item_index[log.shown(request)]
-        rows = host.encode_items(log.item_keys[items], log.items[items])
-        scored = host.score_inputs(rows, log.contexts[request : request + 1], int(log.time_ms[request]), newest, histories)
-        shape = self._shapes.score_shape(1, len(items))
-        stacked = stack_requests([state], [scored.context], [scored.items], 1, shape.candidates)
-        return self._session.run(SCORE_CANDIDATES, stacked)[PROBABILITIES][: len(items)]
 
     def _fewer(self, request: int, full: NDArray[np.float32], prior: NDArray[np.float32], share: float) -> NDArray[np.float32]:
         """Full scores for the best `share` by the prior, the prior for the rest."""

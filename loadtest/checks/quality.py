@@ -1,0 +1,39 @@
+"""`make quality`: does the model show in NE what it promises? Trained, exported, compiled and scored as it would be served.
+
+With `--data`, on a Metarank-format log (`quality_log`), whose targets are those of RankLens; without, on synthetic data,
+whose truth is known (`quality_synthetic`). The last line is one JSON object with `ok`, the figures and their targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+
+from loadtest.checks.check import run_checks
+from loadtest.checks.quality_log import LogQuality
+from loadtest.processes import StageFailed
+
+SEEDS = 3
+
+
+def main() -> int:
+    """Run; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.checks.quality", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="a Metarank-format log (JSON lines, plain or gzip)")
+    parser.add_argument("--fast", action="store_true", help=f"one seed instead of {SEEDS}: minutes instead of up to an hour")
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="work in DIR and leave everything there")
+    arguments = parser.parse_args()
+    seeds = range(1 if arguments.fast else SEEDS)
+    with nullcontext(arguments.workdir) if arguments.workdir else tempfile.TemporaryDirectory(prefix="kunlun-quality-") as path:
+        try:
+            return run_checks(LogQuality(arguments.data, Path(path), seeds).checks())
+        except StageFailed as error:
+            print(error, file=sys.stderr)
+            return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
