@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check quality gpu-check system-deps install clean
+.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check quality ablations gpu-check system-deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ feedback-check: $(STAMP) ## a fleet's online NE and PromQL rules, canary verdict
 
 gpu-check: $(STAMP) ## on a machine with a GPU: parity, races, memory errors and speed of every kernel; MINUTES=15
 	$(BIN)/python -m kernels.bench --minutes $(or $(MINUTES),15)
+
+ablations: $(STAMP) ## NE, FLOPs and speed of variants beside the paper's; FAST=1, DATA=path, PAGE=1 writes docs/ablations.md
+	$(BIN)/python -m loadtest.checks.ablations $(if $(DATA),--data '$(DATA)') $(if $(FAST),--fast) $(if $(PAGE),--page)
 
 system-deps: ## the few Debian packages that some tests use (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus g++
