@@ -15,26 +15,47 @@ from kunlun.cli import Command, UsageError
 from model.cli.console import add_json_flag, progress_bar, report
 from model.config import PRESETS, ConfigError
 
-DEFAULT_SCHEMA = {"metarank": PRESETS / "ranklens.schema.yaml", "synthetic": PRESETS / "synthetic.schema.yaml"}
+DEFAULT_SCHEMA = {
+    "metarank": PRESETS / "ranklens.schema.yaml",
+    "ratings": PRESETS / "ratings.schema.yaml",
+    "synthetic": PRESETS / "synthetic.schema.yaml",
+}
+OWN_FLAGS = {
+    "synthetic": ("requests", "users", "items", "history_cap"),
+    "ratings": ("like_from", "columns", "delimiter", "header", "time_unit", "negatives", "item_features", "user_features"),
+}
+"""Flags of one source alone."""
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", choices=sorted(DEFAULT_SCHEMA), default="synthetic", help="what to convert")
-    parser.add_argument("--input", type=Path, help="log file of the source (JSON lines, plain or gzip); not for synthetic")
-    parser.add_argument("--schema", type=Path, help="schema (YAML) for metarank; default: the one shipped for RankLens")
+    parser.add_argument("--input", type=Path, help="file of the source, plain or gzip: metarank JSON lines, ratings CSV")
+    parser.add_argument("--schema", type=Path, help="schema (YAML); default: the one shipped for the source")
     parser.add_argument("--output", type=Path, required=True, help="directory of the canonical log")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic generator")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the synthetic generator, and of sampled negatives")
     parser.add_argument("--requests", type=int, help="number of synthetic requests")
     parser.add_argument("--users", type=int, help="number of synthetic users; more requests of each make longer histories")
     parser.add_argument("--items", type=int, help="number of synthetic items")
     parser.add_argument("--history-cap", type=int, help="longest synthetic history a model sees (default: 32 clicks)")
+    ratings = parser.add_argument_group("ratings", "CSV of user, item, rating and time, as in MovieLens")
+    ratings.add_argument("--like-from", type=float, help="lowest rating that counts as liked (default: 4)")
+    ratings.add_argument("--columns", metavar="K=NAME,…", help="header names, such as user=uid,item=isbn,rating=stars,time=at")
+    ratings.add_argument("--delimiter", help="between columns (default: a comma); such as '::' or '\\t'")
+    ratings.add_argument("--header", metavar="NAME,…", help="column names of a file without a header line")
+    ratings.add_argument("--time-unit", choices=("s", "ms", "iso"), help="of times (default: s, since the epoch)")
+    ratings.add_argument("--negatives", type=int, help="unrated items shown beside every liked one, label 0 (default: 0)")
+    ratings.add_argument(
+        "--item-features", type=Path, help="CSV of items: the id and columns named as in the schema; lists a|b"
+    )
+    ratings.add_argument("--user-features", type=Path, help="CSV of users, likewise")
     add_json_flag(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     try:
-        info = _metarank(arguments) if arguments.source == "metarank" else _synthetic(arguments)
+        _check_flags(arguments)
+        info = {"metarank": _metarank, "ratings": _ratings, "synthetic": _synthetic}[arguments.source](arguments)
     except ConfigError as error:
         raise UsageError(str(error)) from error
     seconds = round(time.perf_counter() - began, 2)
@@ -46,11 +67,6 @@ def _metarank(arguments: argparse.Namespace) -> dict[str, Any]:
     from model.data.metarank import convert_metarank
     from model.schema import load_schema
 
-    if arguments.input is None:
-        raise UsageError("--input: expected a log file for --source metarank, found none")
-    for flag in ("requests", "users", "items", "history_cap"):
-        if getattr(arguments, flag) is not None:
-            raise UsageError(f"--{flag.replace('_', '-')}: only for --source synthetic")
     schema = load_schema(arguments.schema or DEFAULT_SCHEMA["metarank"])
     with progress_bar(arguments.json) as bar:
         task = bar.add_task(f"reading {arguments.input.name}", total=None, note="bytes")
@@ -59,12 +75,60 @@ def _metarank(arguments: argparse.Namespace) -> dict[str, Any]:
         )
 
 
+def _ratings(arguments: argparse.Namespace) -> dict[str, Any]:
+    from model.data.cells import TimeUnit
+    from model.data.delimited import Delimited
+    from model.data.ratings import ALIASES, RatingsConfig, convert_ratings
+    from model.schema import load_schema
+
+    pairs = [part.partition("=") for part in (arguments.columns or "").split(",") if part]
+    for kind, _, name in pairs:
+        if kind not in ALIASES or not name:
+            raise UsageError(f"--columns: expected {', '.join(f'{k}=NAME' for k in ALIASES)}, found {kind!r}")
+    if arguments.negatives is not None and arguments.negatives < 0:
+        raise UsageError(f"--negatives: expected at least 0, found {arguments.negatives}")
+    delimiter = (arguments.delimiter or ",").replace("\\t", "\t")
+    config = RatingsConfig(
+        like_from=4.0 if arguments.like_from is None else arguments.like_from,
+        time_unit=TimeUnit(arguments.time_unit or "s"),
+        negatives=arguments.negatives or 0,
+        seed=arguments.seed,
+        columns={kind: name for kind, _, name in pairs},
+    )
+    header = tuple(name for name in (arguments.header or "").split(",") if name)
+    items, users = (
+        None if path is None else Delimited(path, delimiter) for path in (arguments.item_features, arguments.user_features)
+    )
+    with progress_bar(arguments.json) as bar:
+        task = bar.add_task(f"reading {arguments.input.name}", total=None, note="ratings")
+        return convert_ratings(
+            Delimited(arguments.input, delimiter, header),
+            arguments.output,
+            load_schema(arguments.schema or DEFAULT_SCHEMA["ratings"]),
+            config,
+            items=items,
+            users=users,
+            progress=lambda rows: bar.update(task, completed=rows),
+        )
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raise `UsageError` for a flag of another source and for an input that is missing."""
+    if arguments.source == "synthetic":
+        if arguments.input is not None or arguments.schema is not None:
+            raise UsageError("--input and --schema: not for --source synthetic; the generator has its own schema")
+    elif arguments.input is None:
+        raise UsageError(f"--input: expected a log file for --source {arguments.source}, found none")
+    for source, flags in OWN_FLAGS.items():
+        for flag in flags:
+            if source != arguments.source and getattr(arguments, flag) is not None:
+                raise UsageError(f"--{flag.replace('_', '-')}: only for --source {source}")
+
+
 def _synthetic(arguments: argparse.Namespace) -> dict[str, Any]:
     from model.data.synthetic import generate, synthetic_schema
     from model.data.synthetic_world import SyntheticConfig
 
-    if arguments.input is not None or arguments.schema is not None:
-        raise UsageError("--input and --schema: only for --source metarank; the generator has its own schema")
     if arguments.seed < 0:
         raise UsageError(f"--seed: expected at least 0, found {arguments.seed}")
     for flag, least in (("requests", 1), ("users", 1), ("items", SyntheticConfig.max_shown), ("history_cap", 2)):

@@ -43,7 +43,7 @@ def test_metarank_reports_counts_and_rejected_rows(tmp_path: Path, capsys: pytes
     [
         (["--source", "metarank"], "--input: expected a log file for --source metarank, found none"),
         (["--source", "metarank", "--input", "/nowhere.gz"], "/nowhere.gz: cannot be read"),
-        (["--input", "x"], "--input and --schema: only for --source metarank"),
+        (["--input", "x"], "--input and --schema: not for --source synthetic"),
         (["--requests", "0"], "--requests: expected at least 1, found 0"),
     ],
 )

@@ -1,0 +1,163 @@
+"""Ratings become requests and histories as a server would have seen them; mistakes name line and column."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kunlun.cli import main
+from model.config import PRESETS, ConfigError
+from model.data.cells import TimeUnit
+from model.data.delimited import Delimited
+from model.data.ratings import RatingsConfig, convert_ratings
+from model.data.request_log import RequestLog, load_request_log
+from model.hashing import string_keys
+from model.records import ITEM
+from model.schema import Schema, load_schema
+
+SCHEMA = load_schema(PRESETS / "ratings.schema.yaml")
+RATINGS = """userId,movieId,rating,timestamp
+1,10,4.0,100
+1,11,2.5,100
+1,12,5.0,200
+2,10,3.0,150
+2,"13",4.5,300
+"""
+ITEMS = """movieId,title,genres
+10,"Heat, the film",Crime|Drama
+11,Casino,Crime
+"""
+
+
+def converted(tmp_path: Path, text: str = RATINGS, config: RatingsConfig | None = None, schema: Schema = SCHEMA) -> RequestLog:
+    source = tmp_path / "ratings.csv"
+    source.write_text(text)
+    (tmp_path / "movies.csv").write_text(ITEMS)
+    convert_ratings(
+        Delimited(source), tmp_path / "log", schema, config or RatingsConfig(), items=Delimited(tmp_path / "movies.csv")
+    )
+    return load_request_log(tmp_path / "log")
+
+
+def keys(log: RequestLog, *items: str) -> list[int]:
+    return string_keys(list(items), log.schema.hash).tolist()
+
+
+def test_ratings_of_one_moment_are_one_request_and_see_only_what_came_before(tmp_path: Path) -> None:
+    log = converted(tmp_path)
+    shown = {r: [log.item_ids[i] for i in log.item_index[log.shown(n)]] for n, r in enumerate(log.request_ids)}
+    assert shown == {"1/100000": ["10", "11"], "2/150000": ["10"], "1/200000": ["12"], "2/300000": ["13"]}
+    labels = {r: log.labels[log.shown(n), 0].tolist() for n, r in enumerate(log.request_ids)}
+    assert labels == {"1/100000": [1, 0], "2/150000": [0], "1/200000": [1], "2/300000": [1]}
+    assert (log.positions == -1).all()
+    seen = [log.histories(n) for n in range(4)]
+    assert [len(h["like"]) + len(h["dislike"]) for h in seen] == [0, 0, 2, 1]
+    assert seen[2]["like"][ITEM].tolist() == keys(log, "10")
+    assert seen[2]["dislike"][ITEM].tolist() == keys(log, "11")
+    assert seen[2]["dislike"]["rating"].tolist() == [2.5]
+    genres = log.items["genres"][log.item_ids.index("10")]
+    assert set(keys(log, "Crime", "Drama")) <= set(genres.tolist())
+
+
+def test_the_threshold_decides_labels_and_events(tmp_path: Path) -> None:
+    log = converted(tmp_path, config=RatingsConfig(like_from=3.0))
+    assert np.nansum(log.labels) == 4
+    info = json.loads((tmp_path / "log" / "dataset.json").read_text())
+    assert info["counts"]["events"] == {"like": 4, "dislike": 1}
+    assert info["notes"] == {"column 'title', which the schema does not declare": {"rows": 1, "first": ["movies.csv"]}}
+
+
+def test_sampled_negatives_are_items_the_user_never_rated(tmp_path: Path) -> None:
+    log = converted(tmp_path, config=RatingsConfig(negatives=1, seed=3))
+    rated = {"1": {"10", "11", "12"}, "2": {"10", "13"}}
+    drawn = {}
+    for number, request in enumerate(log.request_ids):
+        items = [log.item_ids[i] for i in log.item_index[log.shown(number)]]
+        user = request.split("/")[0]
+        drawn[request] = [i for i in items if i not in rated[user]]
+        assert all(log.labels[log.shown(number), 0][items.index(i)] == 0 for i in drawn[request])
+    assert {r: len(d) for r, d in drawn.items()} == {"1/100000": 1, "2/150000": 0, "1/200000": 1, "2/300000": 1}
+    assert drawn["1/100000"] == drawn["1/200000"] == ["13"]
+    again = converted(tmp_path, config=RatingsConfig(negatives=1, seed=3))
+    assert np.array_equal(again.item_index, log.item_index)
+
+
+def test_rows_that_cannot_be_taken_name_line_and_column(tmp_path: Path) -> None:
+    text = RATINGS + "3,10,good,100\n3,10,4\n,10,4,100\n3,11,4,1500000000000\n1,10,1.0,100\n4,10,4,100\n"
+    converted(tmp_path, text)
+    rejected = json.loads((tmp_path / "log" / "dataset.json").read_text())["rejected"]
+    assert rejected == {
+        "expected 4 columns, found 3": {"rows": 1, "first": ["line 8"]},
+        "rating: expected a finite number, found other text": {"rows": 1, "first": ["line 7"]},
+        "the same user, item and time as a rating before": {"rows": 1, "first": ["line 11"]},
+        "timestamp: expected seconds since the epoch, found a far future; milliseconds (--time-unit ms)?": {
+            "rows": 1,
+            "first": ["line 10"],
+        },
+        "userId: expected an id, found an empty cell": {"rows": 1, "first": ["line 9"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", r"column 'user': expected in the header \(a, b\), found none; name the columns with --columns"),
+        ("user,item,rating,time\n1,2,x,3\n", r"no usable rating; rejected: 1 × rating: expected a finite number.*line 2"),
+        ("", r"column 'user': expected in the header \(empty\)"),
+    ],
+)
+def test_files_that_cannot_be_taken_say_why(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        converted(tmp_path, text)
+
+
+def test_a_schema_for_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected one task and events among like, dislike and rating, found tasks click"):
+        converted(tmp_path, schema=load_schema(PRESETS / "ranklens.schema.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("1::10::4::100\n1::11::2::200\n", ["--delimiter", "::", "--header", "user,item,rating,time"]),
+        (
+            "1\t10\t4\t100000\n1\t11\t2\t200000\n",
+            ["--delimiter", "\\t", "--header", "user,item,rating,time", "--time-unit", "ms"],
+        ),
+        (
+            "who,what,stars,at\n1,10,4,1970-01-01T00:01:40\n1,11,2,1970-01-01T01:03:20+01:00\n",
+            ["--columns", "user=who,item=what,rating=stars,time=at", "--time-unit", "iso"],
+        ),
+    ],
+)
+def test_the_command_reads_what_rating_files_look_like(tmp_path: Path, text: str, flags: list[str]) -> None:
+    with gzip.open(tmp_path / "ratings.gz", "wt") as file:
+        file.write(text)
+    source = ["--source", "ratings", "--input", str(tmp_path / "ratings.gz"), "--output", str(tmp_path / "log")]
+    assert main(["prepare", *source, *flags]) == 0
+    log = load_request_log(tmp_path / "log")
+    assert log.time_ms.tolist() == [100_000, 200_000]
+    assert log.labels[:, 0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source", "ratings"], "--input: expected a log file for --source ratings, found none"),
+        (["--source", "ratings", "--input", "x", "--requests", "3"], "--requests: only for --source synthetic"),
+        (["--like-from", "3"], "--like-from: only for --source ratings"),
+        (["--source", "ratings", "--input", "x", "--columns", "isbn=a"], "--columns: expected user=NAME, item=NAME"),
+    ],
+)
+def test_mistaken_flags_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    assert main(["prepare", "--output", str(tmp_path / "log"), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_times_may_be_fractions_of_seconds(tmp_path: Path) -> None:
+    log = converted(tmp_path, "user,item,rating,time\n1,10,4,100.5\n", RatingsConfig(time_unit=TimeUnit.SECONDS))
+    assert log.time_ms.tolist() == [100_500]
