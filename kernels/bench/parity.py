@@ -1,7 +1,7 @@
 """Every operator against its plain form in float64: forward and gradients, dtypes, ragged shapes, each use of GDPA.
 
 An error is relative in the L2 norm. It may be twice what the plain form itself loses in that dtype on this device, plus a
-floor for rounding; NaN never passes. `python -m kernels.bench.parity --small` is what the sanitizer runs.
+floor for rounding; NaN never passes. `python -m kernels.bench.parity --small --bf16` is what the sanitizer runs.
 """
 
 from __future__ import annotations
@@ -109,11 +109,30 @@ def compare(operation: Operation, dtype: torch.dtype, device: str, seed: int = 0
     return Parity(operation.name, str(dtype).removeprefix("torch."), errors, bounds)
 
 
-def all_parities(device: str, small: bool) -> Iterator[Parity]:
-    """Every operation in every dtype."""
-    for operation in operations(device, small):
-        for dtype in DTYPES:
-            yield compare(operation, dtype, device)
+@dataclass(frozen=True)
+class Task:
+    """One comparison to make, by the place of its operation in `operations(device, small)`."""
+
+    device: str
+    small: bool
+    place: int
+    dtype: torch.dtype
+
+    def run(self) -> Parity:
+        """Make it; any process can."""
+        return compare(list(operations(self.device, self.small))[self.place], self.dtype, self.device)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        operation = list(operations(self.device, self.small))[self.place]
+        return f"{operation.name}, {str(self.dtype).removeprefix('torch.')}"
+
+
+def tasks(device: str, small: bool) -> list[Task]:
+    """Every operation in every dtype, bfloat16 first; tensors are made when a task runs."""
+    count = len(list(operations(device, small)))
+    return [Task(device, small, place, dtype) for dtype in reversed(DTYPES) for place in range(count)]
 
 
 def _results(f: Callable[..., Tensor], leaves: Sequence[Tensor], seed: int) -> list[Tensor]:
@@ -152,10 +171,12 @@ def _pffn(name: str, shapes: tuple[tuple[int, ...], ...], params: GDPAParams, ja
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench.parity", description=__doc__)
     parser.add_argument("--small", action="store_true", help="one of each kind on few rows")
+    parser.add_argument("--bf16", action="store_true", help="in bfloat16 alone")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     failed = 0
-    for parity in all_parities(device, arguments.small):
+    chosen = [task for task in tasks(device, arguments.small) if not arguments.bf16 or task.dtype == torch.bfloat16]
+    for parity in map(Task.run, chosen):
         failed += not parity.ok
         sys.stdout.write(f"{'ok ' if parity.ok else 'BAD'} {parity.operation}, {parity.dtype}: {parity.errors}\n")
     return 1 if failed else 0

@@ -53,6 +53,11 @@ def figures(
     }  # fmt: skip
 
 
+def parity_line(parity: Parity) -> str:
+    """One comparison for the person watching."""
+    return f"{'ok' if parity.ok else 'FAILED'} {parity.operation}, {parity.dtype}: {parity.share:.2f} of the bound"
+
+
 def line(result: Result) -> str:
     """One result for the person watching."""
     found = result.failure if result.timing is None else f"{1e3 * result.timing.median_s:.3f} ms"

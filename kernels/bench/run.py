@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,34 +51,28 @@ class Result:
         return not self.failure and self.error is not None and self.error <= ERROR_BOUND
 
 
-def plan(machine: Machine, tiny: bool) -> list[tuple[Benchmark, Case]]:
-    """Cases in the order of their priority, benchmarks in turn."""
+def plan(machine: Machine, tiny: bool) -> list[tuple[Benchmark, Case, bool]]:
+    """(benchmark, case, whether its compiled variants are measured or all others): by priority, benchmarks in turn."""
     benchmarks = [cls(machine.device, tiny) for cls in BENCHMARKS]
     steps = [(case.priority, place, b, case) for b in benchmarks for place, case in enumerate(b.cases())]
-    return [(b, case) for _, _, b, case in sorted(steps, key=lambda s: s[:2])]
+    ordered = [(b, case) for _, _, b, case in sorted(steps, key=lambda s: s[:2])]
+    compiled = [] if tiny else [(b, case, True) for b, case in ordered if case.compiled]  # compilers need minutes on a CPU
+    return [*((b, case, False) for b, case in ordered), *compiled]
 
 
-def measure_case(
-    machine: Machine, benchmark: Benchmark, case: Case, until: float, hear: Callable[[str], None]
-) -> Iterator[Result]:
-    """All variants, forward then backward; compiled ones only where the case asks for them and time is left."""
+def measure_case(machine: Machine, benchmark: Benchmark, case: Case, compiled: bool) -> Iterator[Result]:
+    """The case's `compiled` variants, or all others, the kernels first; forward, then backward."""
     sample = benchmark.batch(case, seed=1)
     bytes_per_set = benchmark.moved_bytes(sample)[0]
     sets = 1 if benchmark.tiny else 1 + min(3, int(SETS_BYTES_PER_L2 * machine.l2_bytes // bytes_per_set))
     batches = [sample, *(benchmark.batch(case, seed) for seed in range(2, 1 + sets))]
     exact = benchmark.exact(sample, EXACT_SAMPLES if not benchmark.tiny else case.sizes["B"])
-    chosen = [v for v in benchmark.variants() if case.compiled or not v.compiled]
-    if benchmark.tiny:
-        chosen = [v for v in chosen if not v.compiled]  # compilers need minutes here
-    for variant in sorted(chosen, key=lambda v: (v.compiled, v.name != "triton")):
-        if time.monotonic() > until:
-            hear(f"{benchmark.name} {case.name}: no time left for {variant.name}")
-            continue
-        hear(f"{benchmark.name} {case.name}: {variant.name}")
-        yield from _measure_variant(machine, benchmark, batches, variant, exact)
-        gc.collect()
-        if machine.device == "cuda":
-            torch.cuda.empty_cache()
+    for variant in sorted(benchmark.variants(), key=lambda v: v.name != "triton"):
+        if variant.compiled is compiled:
+            yield from _measure_variant(machine, benchmark, batches, variant, exact)
+            gc.collect()
+            if machine.device == "cuda":
+                torch.cuda.empty_cache()
 
 
 def _measure_variant(

@@ -29,19 +29,36 @@ class Sanitized:
     seconds: float = 0.0
 
 
-def sanitize(device: str, limit_s: float) -> list[Sanitized]:
-    """Run all tools for `limit_s` seconds at most."""
-    program = shutil.which("compute-sanitizer")
-    if device != "cuda" or program is None:
-        reason = "compute-sanitizer is not on the PATH" if device == "cuda" else "no GPU"
-        return [Sanitized(tool, None, reason) for tool in TOOLS]
-    started = time.monotonic()
-    running = {tool: _start(program, tool) for tool in TOOLS}
-    return [_wait(tool, process, started, limit_s) for tool, process in running.items()]
+class Sanitizer:
+    """All tools, started side by side; nothing where they cannot run."""
+
+    def __init__(self, device: str) -> None:
+        program = shutil.which("compute-sanitizer")
+        self.reason = "no GPU" if device != "cuda" else "compute-sanitizer is not on the PATH"
+        self.started = time.monotonic()
+        can = device == "cuda" and program is not None
+        self.running = {tool: _start(str(program), tool) for tool in TOOLS} if can else {}
+
+    def wait(self, until: float) -> list[Sanitized]:
+        """Verdicts; what has not finished by `until` on the monotonic clock is ended."""
+        if not self.running:
+            return [Sanitized(tool, None, self.reason) for tool in TOOLS]
+        return [_wait(tool, process, self.started, until) for tool, process in self.running.items()]
 
 
 def _start(program: str, tool: str) -> subprocess.Popen[str]:
-    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), sys.executable, "-m", "kernels.bench.parity", "--small"]
+    command = [
+        program,
+        "--tool",
+        tool,
+        "--error-exitcode",
+        str(FOUND),
+        sys.executable,
+        "-m",
+        "kernels.bench.parity",
+        "--small",
+        "--bf16",
+    ]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     root = Path(__file__).parents[2]
     return subprocess.Popen(
@@ -49,13 +66,13 @@ def _start(program: str, tool: str) -> subprocess.Popen[str]:
     )
 
 
-def _wait(tool: str, process: subprocess.Popen[str], started: float, limit_s: float) -> Sanitized:
+def _wait(tool: str, process: subprocess.Popen[str], started: float, until: float) -> Sanitized:
     try:
-        output, _ = process.communicate(timeout=max(1.0, started + limit_s - time.monotonic()))
+        output, _ = process.communicate(timeout=max(1.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         process.communicate()
-        return Sanitized(tool, None, f"not finished within {limit_s:.0f} s", time.monotonic() - started)
+        return Sanitized(tool, None, f"not finished after {time.monotonic() - started:.0f} s", time.monotonic() - started)
     summary = [line.strip("= ") for line in output.splitlines() if "SUMMARY" in line]
     wrong = [line for line in output.splitlines() if line.startswith("BAD")]
     detail = summary[-1] if summary else (output.strip().splitlines() or ["no output"])[-1]
