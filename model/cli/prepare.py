@@ -21,7 +21,7 @@ DEFAULT_SCHEMA = {
     "synthetic": PRESETS / "synthetic.schema.yaml",
 }
 OWN_FLAGS = {
-    "synthetic": ("requests", "users", "items", "history_cap"),
+    "synthetic": ("requests", "users", "items", "shards", "history_cap"),
     "ratings": ("like_from", "columns", "delimiter", "header", "time_unit", "negatives", "item_features", "user_features"),
 }
 """Flags of one source alone."""
@@ -36,6 +36,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, help="number of synthetic requests")
     parser.add_argument("--users", type=int, help="number of synthetic users; more requests of each make longer histories")
     parser.add_argument("--items", type=int, help="number of synthetic items")
+    parser.add_argument(
+        "--shards", type=int, help="groups of synthetic users, simulated in parallel (another log than with one; default: 1)"
+    )
     parser.add_argument("--history-cap", type=int, help="longest synthetic history a model sees (default: 32 clicks)")
     ratings = parser.add_argument_group("ratings", "CSV of user, item, rating and time, as in MovieLens")
     ratings.add_argument("--like-from", type=float, help="lowest rating that counts as liked (default: 4)")
@@ -131,11 +134,11 @@ def _synthetic(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.seed < 0:
         raise UsageError(f"--seed: expected at least 0, found {arguments.seed}")
-    for flag, least in (("requests", 1), ("users", 1), ("items", SyntheticConfig.max_shown), ("history_cap", 2)):
+    for flag, least in (("requests", 1), ("users", 1), ("shards", 1), ("items", SyntheticConfig.max_shown), ("history_cap", 2)):
         found = getattr(arguments, flag)
         if found is not None and found < least:
             raise UsageError(f"--{flag.replace('_', '-')}: expected at least {least}, found {found}")
-    given = {name: getattr(arguments, name) for name in ("requests", "users", "items")}
+    given = {name: getattr(arguments, name) for name in ("requests", "users", "items", "shards")}
     sizes = {name: size for name, size in given.items() if size is not None}
     config = SyntheticConfig(seed=arguments.seed, **sizes)
     with progress_bar(arguments.json) as bar:

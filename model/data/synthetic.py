@@ -10,8 +10,11 @@ can see, and the Bayes NE can be reached. Deterministic by seed. Cost: about 0.2
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 
 from model.config import PRESETS
 from model.data.canonical import LogFile, write_log
-from model.data.synthetic_bounds import Observations, bayes_figures
+from model.data.synthetic_bounds import Observations, Observed, bayes_figures
 from model.data.synthetic_world import SyntheticConfig, World, interest, position_logits, sigmoid
 from model.history import read_window, select_history
 from model.schema import Schema, load_schema
@@ -77,18 +80,65 @@ def generate(
     progress: Callable[[int], None] = lambda done: None,
     schema: Schema | None = None,
 ) -> dict[str, Any]:
-    """Simulate and write a canonical log; returns what ``dataset.json`` says, the Bayes figures included."""
+    """Simulate and write a canonical log; returns what ``dataset.json`` says, the Bayes figures included.
+
+    Users do not influence each other, so with `config.shards` above 1 each share of the users is simulated by its own process
+    from its own random numbers: another log of the same world. It depends on the number of shards, not on the processes.
+    """
     schema = schema or synthetic_schema()
     rng = np.random.default_rng(config.seed)
     world = World.draw(config, rng)
     users, times = _arrivals(config, world, rng)
+    if config.shards == 1:
+        done = _simulate(config, schema, world, users, times, np.arange(len(users)), rng, progress)
+    else:
+        done = _in_shards(config, schema, world, users, times, progress)
+    progress(config.requests)
+    requests = _request_table(done)
+    events = done.events
+    info = _info(config, users, requests, events) | {"bayes": {CLICK: bayes_figures(config, done.observed)}}
+    requests["request_id"] = [f"r{n}" for n in range(len(users))]
+    requests["time_ms"] = times.tolist()
+    requests["user_id"] = [user_name(u) for u in users]
+    tables = _entity_tables(world)
+    tables |= {LogFile.REQUESTS: requests, LogFile.EVENTS: _event_table(world, events)}
+    write_log(directory, schema, tables, info)
+    return info
+
+
+@dataclass(frozen=True)
+class _Simulated:
+    """Requests `numbers` [N] with their shown items [C] and what followed, in the order of `numbers`."""
+
+    numbers: NDArray[np.int64]
+    surface: NDArray[np.int64]
+    items: NDArray[np.int64]
+    clicked: NDArray[np.bool_]
+    observed: Observed
+    events: list[_Event]
+    event_of: NDArray[np.int64]  # number of the request that each event followed
+
+
+def _simulate(
+    config: SyntheticConfig,
+    schema: Schema,
+    world: World,
+    users: NDArray[np.int64],
+    times: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    rng: np.random.Generator,
+    progress: Callable[[int], None] = lambda done: None,
+) -> _Simulated:
+    """Simulate the requests `numbers` of all `users` [·] and `times` [·], which are in time order."""
     histories, seen = _Histories(config, schema), Observations(config)
     places = {n: position_logits(config, n) for n in range(config.min_shown, config.max_shown + 1)}
     surfaces: list[int] = []
     items: list[NDArray[np.int64]] = []
     clicked: list[NDArray[np.bool_]] = []
     events: list[_Event] = []
-    for number, (user, now_ms) in enumerate(zip(users.tolist(), times.tolist(), strict=True)):
+    event_of: list[int] = []
+    for done, number in enumerate(numbers.tolist(), 1):
+        user, now_ms = int(users[number]), int(times[number])
         surface, segment = int(rng.integers(config.surfaces)), int(world.user_segment[user])
         shown = rng.choice(config.items, rng.integers(config.min_shown, config.max_shown + 1), False, world.item_popularity)
         clicks, carts = histories.read(CLICK, user, now_ms), histories.read(CART, user, now_ms)
@@ -103,22 +153,64 @@ def generate(
             for event in _consequences(config, rng, f"r{number}/{place}", user, int(shown[place]), now_ms):
                 histories.add(event, int(world.item_category[event.item]))
                 events.append(event)
+                event_of.append(number)
         surfaces.append(surface)
         items.append(shown)
         clicked.append(labels)
-        if number % 200 == 199:
-            progress(number + 1)
-    progress(config.requests)
-    observed = seen.columns()
-    requests = _request_table(surfaces, items, clicked, observed.truth.astype(np.float32))
-    info = _info(config, users, requests, events) | {"bayes": {CLICK: bayes_figures(config, observed)}}
-    requests["request_id"] = [f"r{n}" for n in range(len(users))]
-    requests["time_ms"] = times.tolist()
-    requests["user_id"] = [user_name(u) for u in users]
-    tables = _entity_tables(world)
-    tables |= {LogFile.REQUESTS: requests, LogFile.EVENTS: _event_table(world, events)}
-    write_log(directory, schema, tables, info)
-    return info
+        if done % 200 == 0:
+            progress(done)
+    return _Simulated(
+        numbers,
+        np.array(surfaces, np.int64),
+        np.concatenate(items),
+        np.concatenate(clicked),
+        seen.columns(),
+        events,
+        np.array(event_of, np.int64),
+    )
+
+
+def _in_shards(
+    config: SyntheticConfig,
+    schema: Schema,
+    world: World,
+    users: NDArray[np.int64],
+    times: NDArray[np.int64],
+    progress: Callable[[int], None],
+) -> _Simulated:
+    parts, finished = [], 0
+    with ProcessPoolExecutor(min(config.shards, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        own = [np.flatnonzero(users % config.shards == shard) for shard in range(config.shards)]
+        futures = [
+            pool.submit(_simulate, config, schema, world, users, times, numbers, np.random.default_rng([config.seed, shard]))
+            for shard, numbers in enumerate(own)
+            if len(numbers)
+        ]
+        for future in futures:
+            parts.append(future.result())
+            finished += len(parts[-1].numbers)
+            progress(finished)
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[_Simulated]) -> _Simulated:
+    """All requests in the order of their numbers."""
+    numbers = np.concatenate([p.numbers for p in parts])
+    order = np.argsort(numbers)
+    observed = Observed.joined([p.observed for p in parts])
+    rows = observed.rows_of(order)
+    event_of = np.concatenate([p.event_of for p in parts])
+    by_request = np.argsort(event_of, kind="stable")
+    events = [event for p in parts for event in p.events]
+    return _Simulated(
+        numbers[order],
+        np.concatenate([p.surface for p in parts])[order],
+        np.concatenate([p.items for p in parts])[rows],
+        np.concatenate([p.clicked for p in parts])[rows],
+        observed.taken(order),
+        [events[e] for e in by_request.tolist()],
+        event_of[by_request],
+    )
 
 
 def user_name(user: int) -> str:
@@ -171,17 +263,16 @@ def _delay_ms(config: SyntheticConfig, rng: np.random.Generator) -> int:
     return int(rng.exponential(1_000 * mean_s))
 
 
-def _request_table(
-    surfaces: list[int], items: list[NDArray[np.int64]], clicked: list[NDArray[np.bool_]], truth: NDArray[np.float32]
-) -> dict[str, list[Any]]:
-    names = [item_name(i) for i in range(1 + max(int(shown.max()) for shown in items))]
-    ends = np.cumsum([len(shown) for shown in items])
+def _request_table(done: _Simulated) -> dict[str, list[Any]]:
+    names = np.array([item_name(i) for i in range(int(done.items.max()) + 1)], dtype=object)
+    lengths = done.observed.lengths
+    ends = np.cumsum(lengths)[:-1]
     return {
-        "surface": [f"surface-{s}" for s in surfaces],
-        "items": [[names[i] for i in shown.tolist()] for shown in items],
-        "positions": [np.arange(len(shown), dtype=np.int32) for shown in items],
-        "label_click": [labels.astype(np.uint8) for labels in clicked],
-        "truth_click": np.split(truth, ends[:-1]),
+        "surface": [f"surface-{s}" for s in done.surface.tolist()],
+        "items": [shown.tolist() for shown in np.split(names[done.items], ends)],
+        "positions": [np.arange(n, dtype=np.int32) for n in lengths.tolist()],
+        "label_click": np.split(done.clicked.astype(np.uint8), ends),
+        "truth_click": np.split(done.observed.truth.astype(np.float32), ends),
     }
 
 

@@ -18,8 +18,8 @@ Called by `model.data.synthetic`; pure numpy. Cost: a second or two, and one mor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,34 @@ class Observed:
     shown: NDArray[np.int64]  # [C]: how many were shown in the request
     truth: Floats  # [C], position-free
     probability: Floats  # [C], with position
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """How many items each request showed, [N]."""
+        return np.bincount(self.request, minlength=len(self.user)).astype(np.int64)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Observed]) -> Observed:
+        """The requests of all parts, one part after the other."""
+        before = np.cumsum([0, *(len(p.user) for p in parts)])
+        columns = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)}
+        columns["request"] = np.concatenate([p.request + b for p, b in zip(parts, before[:-1], strict=True)])
+        return cls(**columns)
+
+    def rows_of(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the shown items of the given requests, in that order."""
+        own = self.lengths
+        starts, sizes = np.cumsum(own) - own, own[requests]
+        ends = np.cumsum(sizes)
+        return np.repeat(starts[requests] - (ends - sizes), sizes) + np.arange(sizes.sum())
+
+    def taken(self, requests: NDArray[np.int64]) -> Observed:
+        """The given requests, in that order."""
+        rows, sizes = self.rows_of(requests), self.lengths[requests]
+        per_request = {"user", "segment", "bags", "fade", "interest"}
+        columns = {f.name: getattr(self, f.name)[requests if f.name in per_request else rows] for f in fields(self)}
+        columns["request"] = np.repeat(np.arange(len(requests)), sizes)
+        return Observed(**columns)
 
 
 def bayes_figures(config: SyntheticConfig, seen: Observed) -> dict[str, Any]:

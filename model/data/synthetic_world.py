@@ -58,6 +58,7 @@ class SyntheticConfig:
     position_slope: float = 0.9  # logit lost from the first to the last place
     late_share: float = 0.04  # of events
     late_mean_s: float = 1_800.0
+    shards: int = 1  # groups of users, each with random numbers of its own: how a large log is made by several processes
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Requ
 
 
 def test_the_stored_truth_follows_from_the_histories_that_the_log_gives(made: tuple[dict[str, Any], RequestLog]) -> None:
-    _, log = made
+    _check_truth(CONFIG, made[1], every=7)
+
+
+def _check_truth(config: SyntheticConfig, log: RequestLog, every: int) -> None:
     assert log.truth is not None
-    world = World.draw(CONFIG, np.random.default_rng(CONFIG.seed))
-    category = {string_key(category_name(c), log.schema.hash): c for c in range(CONFIG.categories)}
-    surface = {string_key(f"surface-{s}", log.schema.hash): s for s in range(CONFIG.surfaces)}
-    for request in range(0, len(log), 7):
+    world = World.draw(config, np.random.default_rng(config.seed))
+    category = {string_key(category_name(c), log.schema.hash): c for c in range(config.categories)}
+    surface = {string_key(f"surface-{s}", log.schema.hash): s for s in range(config.surfaces)}
+    for request in range(0, len(log), every):
         histories = log.histories(request)
         clicks, carts = (
             np.array([category[k] for k in histories[e]["category"].tolist()], dtype=int) for e in ("click", "cart")
@@ -38,10 +42,10 @@ def test_the_stored_truth_follows_from_the_histories_that_the_log_gives(made: tu
         shown = np.array([int(log.item_ids[i][1:]) for i in log.item_index[log.offsets[request] : log.offsets[request + 1]]])
         user = int(log.user_ids[log.user_index[request]][1:])
         own = surface[int(log.contexts["surface"][request])]
-        logits = world.static_logits(CONFIG, shown, int(world.user_segment[user]), own)
-        logits = logits + interest(CONFIG, clicks, carts, float(since))[world.item_category[shown]]
+        logits = world.static_logits(config, shown, int(world.user_segment[user]), own)
+        logits = logits + interest(config, clicks, carts, float(since))[world.item_category[shown]]
         truth = log.truth[log.offsets[request] : log.offsets[request + 1], 0]
-        np.testing.assert_allclose(truth, position_free(CONFIG, logits, len(shown)), atol=1e-6)
+        np.testing.assert_allclose(truth, position_free(config, logits, len(shown)), atol=1e-6)
 
 
 def test_labels_follow_the_truth(made: tuple[dict[str, Any], RequestLog]) -> None:
@@ -90,6 +94,20 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
         assert (tmp_path / "one" / f"{file}.parquet").read_bytes() == (tmp_path / "two" / f"{file}.parquet").read_bytes()
     other = generate(SyntheticConfig(seed=6, requests=120, users=20, items=50), tmp_path / "three")
     assert other["counts"]["positives"] != one["counts"]["positives"]
+
+
+def test_shards_make_another_log_of_the_same_world(tmp_path: Path) -> None:
+    """Their number decides the log, not the processes; histories, labels and truth belong together as in one piece."""
+    config = SyntheticConfig(seed=5, requests=240, users=40, items=50, shards=3)
+    made = [generate(config, tmp_path / name) for name in ("one", "two")]
+    assert made[0] == made[1]
+    assert (tmp_path / "one" / "requests.parquet").read_bytes() == (tmp_path / "two" / "requests.parquet").read_bytes()
+    whole = generate(replace(config, shards=1), tmp_path / "whole")
+    assert whole["bayes"]["click"]["ne_bayes"] == pytest.approx(made[0]["bayes"]["click"]["ne_bayes"], abs=0.05)
+    log, other = (load_request_log(tmp_path / name) for name in ("one", "whole"))
+    assert log.time_ms.tolist() == other.time_ms.tolist()
+    assert log.item_ids == other.item_ids
+    _check_truth(config, log, every=5)
 
 
 def test_positions_average_to_nothing_on_the_logit() -> None:
