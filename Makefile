@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check quality ablations gpu-check system-deps install clean
+.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check quality ablations gpu-check kernels kernels-check system-deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -57,6 +57,12 @@ gpu-check: $(STAMP) ## on a machine with a GPU: parity, races, memory errors and
 
 ablations: $(STAMP) ## NE, FLOPs and speed of variants beside the paper's; FAST=1, DATA=path, PAGE=1 writes docs/ablations.md
 	$(BIN)/python -m loadtest.checks.ablations $(if $(DATA),--data '$(DATA)') $(if $(FAST),--fast) $(if $(PAGE),--page)
+
+kernels: $(STAMP) ## compile the kernels for every GPU and link build/kernels/libkunlun_kernels.so (no GPU, no CUDA toolkit)
+	$(BIN)/python -m kernels.aot build
+
+kernels-check: $(STAMP) ## all about the kernels that needs no GPU: interpreter tests, every cubin, static report, launcher library
+	$(BIN)/python -m kernels.aot check
 
 system-deps: ## the few Debian packages that some tests use (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus g++

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-Backend = Literal["auto", "triton", "reference"]
+Backend = Literal["auto", "triton", "aot", "reference"]
 
 
 _preferred: Backend = "auto"
@@ -34,17 +34,25 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" if triton is None else bool(triton.knobs.runtime.interpret)
 
 
-def use_triton(x: Tensor, backend: Backend) -> bool:
-    """Whether the kernels run on x: on CUDA tensors unless told otherwise. `triton` insists: `ValueError` where they cannot."""
+def resolved(backend: Backend) -> Backend:
+    """The backend to use: what `preferred` says in place of `auto`."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend: expected one of {', '.join(get_args(Backend))}, found {backend!r}")
-    backend = _preferred if backend == "auto" else backend
+    return _preferred if backend == "auto" else backend
+
+
+def use_triton(x: Tensor, backend: Backend) -> bool:
+    """Whether the kernels run on x: on CUDA tensors unless told otherwise. `triton` (compiled just in time) and `aot` (ahead
+    of time) insist: `ValueError` where they cannot."""
+    backend = resolved(backend)
     if backend == "reference" or x.element_size() > 4:  # the kernels have no float64; the plain forms do
-        if backend == "triton":
-            raise ValueError(f"backend 'triton': expected float32, float16 or bfloat16, found {x.dtype}; use 'reference'")
+        if backend in ("triton", "aot"):
+            raise ValueError(f"backend '{backend}': expected float32, float16 or bfloat16, found {x.dtype}; use 'reference'")
         return False
     if backend == "auto":
         return x.is_cuda and importlib.util.find_spec("triton") is not None
+    if backend == "aot" and not x.is_cuda:
+        raise ValueError(f"backend 'aot': expected CUDA tensors, found {x.device}")
     if not x.is_cuda and not interpreting():
         raise ValueError(f"backend 'triton': expected CUDA tensors (or TRITON_INTERPRET=1), found {x.device}")
     return True

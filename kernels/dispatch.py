@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.backend import Backend, use_triton
+from kernels.backend import Backend, resolved, use_triton
 from kernels.gdpa import op as _gdpa
 from kernels.gdpa.padded import check_padded, gdpa_padded
 from kernels.gdpa.params import GDPAParams, Jagged, padded_layout
@@ -41,6 +41,10 @@ def gdpa(
         rows = padded_layout(q, k)
         return gdpa(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), params, rows, backend=backend).view(q.shape)
     check_jagged(q, k, v, params, jagged)
+    if resolved(backend) == "aot":
+        from kernels.aot import torch_backend
+
+        return torch_backend.gdpa(q, k, v, params, jagged)
     return _gdpa.gdpa(q, k, v, *_gdpa.arguments(params, jagged))
 
 
@@ -62,6 +66,10 @@ def pffn(
         packed = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         return pffn(*packed, params, rows, eps=eps, backend=backend).view(q.shape)
     check_pffn(q, k, v, params, jagged)
+    if resolved(backend) == "aot":
+        from kernels.aot import torch_backend
+
+        return torch_backend.pffn(q, k, v, params, jagged, eps)
     needs_backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     out: Tensor = _pffn.pffn(q, k, v, *_gdpa.arguments(params, jagged), eps, needs_backward)[0]
     return out

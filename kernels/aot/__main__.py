@@ -1,16 +1,20 @@
-"""`python -m kernels.aot`: build the launcher library, report on it, find tile sizes."""
+"""`python -m kernels.aot`: build the launcher library, report on the kernels, find tile sizes, check all of it."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
 from rich.progress import Progress
 
-from kernels.aot import build, catalogue
+from kernels.aot import build, catalogue, check, report, tile_search, tiles
 from kernels.aot.compiler import Compiled, Job
 from kernels.aot.targets import TARGETS, target
 
@@ -22,17 +26,65 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("build", help=f"compile the kernels and link {build.LIBRARY} (no GPU, no CUDA toolkit)")
     _add_selection(make)
+    write = commands.add_parser(
+        "report", help=f"registers, memory, instructions and rooflines of all kernels into {report.PATH}"
+    )
+    write.add_argument("--to", type=Path, default=report.PATH, help="file to write (default: %(default)s)")
+    search = commands.add_parser("tiles", help="find tile sizes without spills for every compute capability (minutes)")
+    every = commands.add_parser("check", help="run, compile and check all that needs no GPU; ends with one JSON line")
+    every.add_argument("--tests", type=Path, default=Path("tests/kernels"), help="tests to execute (default: %(default)s)")
+    every.add_argument("--skip-tests", action="store_true", help="leave the tests out")
+    for command in (write, search, every):
+        command.add_argument("--output", type=Path, default=FOLDER, help="build folder, also the cache (default: %(default)s)")
     chosen = parser.parse_args(arguments)
-    return _build(chosen)
+    return {"build": _build, "report": _report, "tiles": _tiles, "check": _check}[chosen.command](chosen)
 
 
 def _build(chosen: argparse.Namespace) -> int:
     started = time.monotonic()
-    compiled = compile_selected(chosen)
+    compiled = _compile(selected_jobs(chosen.sm, chosen.only), chosen.output)
     library = build.link_library(compiled, chosen.output, _version())
     megabytes = library.stat().st_size / 1e6
     sys.stdout.write(f"{library}: {len(compiled)} kernels, {megabytes:.1f} MB, {time.monotonic() - started:.0f} s\n")
     return 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    compiled = _compile(selected_jobs(), chosen.output)
+    chosen.to.write_text(report.markdown(compiled), encoding="utf-8")
+    faults = [problem for unit in compiled for problem in report.problems(unit)]
+    sys.stdout.write(
+        "".join(f"{fault}\n" for fault in faults) + f"{chosen.to}: {len(compiled)} kernels, {len(faults)} faults\n"
+    )
+    return 1 if faults else 0
+
+
+def _tiles(chosen: argparse.Namespace) -> int:
+    found = tile_search.search(tile_search.every_sm(), chosen.output / "triton", lambda line: print(line, file=sys.stderr))
+    tiles.write_table(found)
+    sys.stdout.write(f"{tiles.TABLE}: {len(found)} classes\n")
+    return 0
+
+
+def _check(chosen: argparse.Namespace) -> int:
+    started = time.monotonic()
+    parts: dict[str, dict[str, Any] | None] = {}
+
+    def add(name: str, part: dict[str, Any] | None) -> None:
+        parts[name] = part
+        check.say_part(name, part)
+
+    if not chosen.skip_tests:
+        add("executed", check.executed(chosen.tests, chosen.output))
+    jobs = selected_jobs()
+    compiled = _compile(jobs, chosen.output)
+    add("compiled", check.compiled_figures(compiled, len(jobs)))
+    add("report", check.checked_report(compiled, report.PATH))
+    add("library", check.checked_library(compiled, chosen.output, _version()))
+    add("cpu", check.measured_on_cpu())
+    line = check.closing_line(parts, started)
+    sys.stdout.write(json.dumps(line) + "\n")
+    return 0 if line["ok"] else 1
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -43,25 +95,24 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="variants whose name contains one of these")
 
 
-def selected_jobs(chosen: argparse.Namespace) -> list[Job]:
-    """The jobs that `--sm` and `--only` ask for; raises `ValueError` when there are none."""
+def selected_jobs(sms: Sequence[int] = (), only: Sequence[str] = ()) -> list[Job]:
+    """Jobs of these SMs (default: all) for variants whose name contains one of `only`; raises `ValueError` on none."""
     jobs = [
         Job(variant, target(sm).sm)
-        for sm in chosen.sm
+        for sm in sms or [t.sm for t in TARGETS]
         for variant in catalogue.variants(sm)
-        if not chosen.only or any(part in variant.name for part in chosen.only)
+        if not only or any(part in variant.name for part in only)
     ]
     if not jobs:
-        raise ValueError(f"--only {' '.join(chosen.only)}: no variant has such a name")
+        raise ValueError(f"--only {' '.join(only)}: no variant has such a name")
     return jobs
 
 
-def compile_selected(chosen: argparse.Namespace) -> list[Compiled]:
-    """Compiles them with a progress bar."""
-    jobs = selected_jobs(chosen)
-    with Progress(transient=True) as bar:
+def _compile(jobs: Sequence[Job], folder: Path) -> list[Compiled]:
+    """Compiles with a progress bar on stderr."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("compiling", total=len(jobs))
-        return build.compile_jobs(jobs, chosen.output, lambda _: bar.advance(task))
+        return build.compile_jobs(jobs, folder, lambda _: bar.advance(task))
 
 
 def _version() -> str:

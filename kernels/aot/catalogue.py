@@ -13,6 +13,7 @@ _C_DTYPE = {"f32": "KUNLUN_F32", "f16": "KUNLUN_F16", "bf16": "KUNLUN_BF16"}
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 ACTIVATION = "fast_gelu"  # of every shipped variant: the presets' and the published benchmarks'
 INDEX = "*i32"
+ROWS_PER_SAMPLE, LONG_KEYS = 512, 1024  # what a roofline assumes of a batch
 
 
 def variants(sm: int) -> list[Variant]:
@@ -73,7 +74,7 @@ def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
             "head_width": str(v.head_width),
             "n_kv": str(v.n_kv),
         },
-        work=gdpa_work(v),
+        work=gdpa_work(v, tile),
         aligned=frozenset(tensors),
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -81,11 +82,23 @@ def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
     )
 
 
-def gdpa_work(v: shipped.Variant) -> Work:
-    """Per query row of one head: 4 · n_kv · d_h FLOPs; q read once and out written once. K/V are read once per sample and
-    are small beside them (model_spec of GDPA: n_kv rows against hundreds of query rows). LONG counts as 1,024 keys."""
-    n_kv = v.n_kv or 1024
-    return Work(v.dtype, 4.0 * n_kv * v.head_width, 2.0 * v.head_width * _BYTES[v.dtype], float(n_kv))
+def gdpa_work(v: shipped.Variant, tile: Blocks) -> Work:
+    """4 · n_kv · d_h FLOPs; q is read and out written once, K and V once per sample of `ROWS_PER_SAMPLE` rows.
+
+    A variant of any length counts as `LONG_KEYS` keys. fast_gelu is one tanh for 16-bit types and an exponential and a
+    reciprocal for f32 (`kernels.triton_activations`).
+    """
+    n_kv, size = v.n_kv or LONG_KEYS, _BYTES[v.dtype]
+    wide = v.dtype == "f32"
+    return Work(
+        dtype=v.dtype,
+        flops=4.0 * n_kv * v.head_width,
+        bytes=2.0 * v.head_width * size * (1 + n_kv / ROWS_PER_SAMPLE),
+        products=3 if wide else 1,
+        scores=float(n_kv),
+        tile_scores=tile.m * tile.n,
+        special=2 if wide else 1,
+    )
 
 
 def _argument_names(kernel: str) -> list[str]:

@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from kernels.aot.cubin import Cubin, read_cubin
+from kernels.aot.sass import MachineCode, read_machine_code
 from kernels.aot.targets import PTX_SM, PTX_VERSION
 from kernels.aot.variant import Variant
 
@@ -43,6 +44,7 @@ class Compiled:
     shared_bytes: int
     tensor_memory_columns: int
     hidden_parameters: int
+    code: MachineCode
 
 
 def compile_variant(job: Job) -> Compiled:
@@ -78,6 +80,7 @@ def compile_variant(job: Job) -> Compiled:
         shared_bytes=meta.shared,
         tensor_memory_columns=meta.tmem_size or 0,
         hidden_parameters=len(info.parameters) - len(variant.c_types()),
+        code=read_machine_code(image),
     )
     _check_parameters(compiled)
     return compiled
@@ -85,11 +88,16 @@ def compile_variant(job: Job) -> Compiled:
 
 def compile_all(jobs: Sequence[Job], cache: Path, processes: int = PROCESSES) -> Iterator[Compiled]:
     """Compiles every job in worker processes, yielding results as they finish. `cache` is created when absent."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_enter, initargs=(str(cache),)) as pool:
+    with worker_pool(cache, processes) as pool:
         pending = [pool.submit(compile_variant, job) for job in jobs]
         for done in as_completed(pending):
             yield done.result()
+
+
+def worker_pool(cache: Path, processes: int = PROCESSES) -> ProcessPoolExecutor:
+    """Processes that may call `compile_variant`; each has its own Triton, never in interpret mode."""
+    cache.mkdir(parents=True, exist_ok=True)
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_enter, initargs=(str(cache),))
 
 
 def _enter(cache: str) -> None:

@@ -22,7 +22,7 @@ class MachineCode:
 
     instructions: int
     tensor: dict[str, int]
-    special: int
+    special: int  # tanh and base-2 exponentials: one per activation
     f32_math: int
     spill_accesses: int
 
@@ -48,11 +48,12 @@ def read_machine_code(image: bytes) -> MachineCode:
 
 def count(text: str) -> MachineCode:
     """Counts the instructions of nvdisasm's text."""
-    kinds = Counter(match.group(1) for match in _INSTRUCTION.finditer(text))
+    found = [match.groups() for match in _INSTRUCTION.finditer(text)]
+    kinds = Counter(name for name, _ in found)
     return MachineCode(
         instructions=sum(kinds.values()),
         tensor={kind: kinds[kind] for kind in sorted(_TENSOR) if kinds[kind]},
-        special=kinds["MUFU"],
+        special=sum(name == "MUFU" and modifiers.startswith((".TANH", ".EX2")) for name, modifiers in found),
         f32_math=sum(kinds[name] for name in ("FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2")),
         spill_accesses=kinds["LDL"] + kinds["STL"],
     )

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 class Target:
     """One compute capability.
 
-    `peak_tflops` by dtype name; f32 is TF32 on the tensor cores, which is what a Triton `tl.dot` of f32 may use, while
-    `fma_tflops` is the plain f32 pipe. `bandwidth_tbs` is device memory, in TB/s. `mufu_per_clock` counts special-function
-    results per SM and clock. `tensor_ops`: the SASS mnemonics that prove tensor cores are used the native way.
+    `peak_tflops` by dtype name; f32 is TF32 on the tensor cores. `bandwidth_tbs` is device memory, in TB/s. `mufu_per_clock`
+    and `fma_per_clock` count results of the special-function units and of the f32 units per multiprocessor and clock.
+    `tensor_op`: the machine instruction that is the native way to this GPU's tensor cores.
     """
 
     sm: int
@@ -28,10 +28,10 @@ class Target:
     block_shared_bytes: int  # largest a block may ask for
     bandwidth_tbs: float
     peak_tflops: dict[str, float]
-    fma_tflops: float
-    tensor_ops: tuple[str, ...]
+    tensor_op: str
     registers: int = 65_536
     mufu_per_clock: int = 16
+    fma_per_clock: int = 128
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ _KIB = 1024
 TARGETS: tuple[Target, ...] = (
     Target(
         sm=80,
-        product="A100 SXM 80 GB",
+        product="A100",
         multiprocessors=108,
         clock_ghz=1.41,
         warps=64,
@@ -51,8 +51,8 @@ TARGETS: tuple[Target, ...] = (
         block_shared_bytes=163 * _KIB,
         bandwidth_tbs=2.039,
         peak_tflops={"f16": 312, "bf16": 312, "f32": 156},
-        fma_tflops=19.5,
-        tensor_ops=("HMMA",),
+        fma_per_clock=64,
+        tensor_op="HMMA",
     ),
     Target(
         sm=86,
@@ -65,8 +65,7 @@ TARGETS: tuple[Target, ...] = (
         block_shared_bytes=99 * _KIB,
         bandwidth_tbs=0.6,
         peak_tflops={"f16": 125, "bf16": 125, "f32": 62.5},
-        fma_tflops=31.2,
-        tensor_ops=("HMMA",),
+        tensor_op="HMMA",
     ),
     Target(
         sm=89,
@@ -79,12 +78,11 @@ TARGETS: tuple[Target, ...] = (
         block_shared_bytes=99 * _KIB,
         bandwidth_tbs=0.864,
         peak_tflops={"f16": 362, "bf16": 362, "f32": 183},
-        fma_tflops=91.6,
-        tensor_ops=("HMMA",),
+        tensor_op="HMMA",
     ),
     Target(
         sm=90,
-        product="H100 SXM",
+        product="H100",
         multiprocessors=132,
         clock_ghz=1.83,
         warps=64,
@@ -93,8 +91,7 @@ TARGETS: tuple[Target, ...] = (
         block_shared_bytes=227 * _KIB,
         bandwidth_tbs=3.35,
         peak_tflops={"f16": 989, "bf16": 989, "f32": 494.5},
-        fma_tflops=66.9,
-        tensor_ops=("HGMMA",),
+        tensor_op="HGMMA",
     ),
     Target(
         sm=100,
@@ -107,8 +104,7 @@ TARGETS: tuple[Target, ...] = (
         block_shared_bytes=227 * _KIB,
         bandwidth_tbs=8.0,
         peak_tflops={"f16": 2250, "bf16": 2250, "f32": 1125},
-        fma_tflops=75.0,
-        tensor_ops=("UTCHMMA", "UTCQMMA", "UTCMMA"),
+        tensor_op="UTCHMMA",
     ),
     Target(
         sm=120,
@@ -121,8 +117,7 @@ TARGETS: tuple[Target, ...] = (
         block_shared_bytes=99 * _KIB,
         bandwidth_tbs=1.792,
         peak_tflops={"f16": 503.8, "bf16": 503.8, "f32": 251.9},
-        fma_tflops=125.0,
-        tensor_ops=("HMMA",),
+        tensor_op="HMMA",
     ),
 )
 BY_SM = {target.sm: target for target in TARGETS}

@@ -1,9 +1,9 @@
 """Tile sizes per compute capability for kernels that are compiled ahead of time: the largest that spill no register.
 
-`kernels.variants.blocks` is tuned on one GPU; its tiles need more registers or shared memory than others have. The table
-`tiles.json` holds, for each class of variant and each SM, the first of `candidates` that compiled without a spill and
-fits; `python -m kernels.aot tiles` finds them again after a change of the kernels (minutes), and the static report refuses a
-table that no longer holds.
+`kernels.variants.blocks` is tuned on one GPU; some of its tiles need more registers or shared memory than others have. The
+table `tiles.json` holds those exceptions: for a class of variants and an SM the first of `candidates` that compiles without a
+spill and fits. `python -m kernels.aot tiles` finds them again after a change of the kernels (minutes), and the static report
+names every kernel that no longer holds.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
-from dataclasses import astuple, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from kernels import variants as shipped
 from kernels.aot.targets import Target
@@ -29,7 +30,7 @@ def tile_class(v: shipped.Variant) -> str:
 
 
 def blocks(v: shipped.Variant, sm: int) -> Blocks:
-    """Tile sizes of a shipped variant on one SM: the table's, or the tuned ones where it has none."""
+    """Tile sizes of a shipped variant on one SM: the tuned ones, unless the table has an exception."""
     found = _table().get(tile_class(v), {}).get(str(sm))
     return found or tuned(v)
 
@@ -58,23 +59,13 @@ def fits(target: Target, stack_bytes: int, shared_bytes: int) -> bool:
 
 def write_table(found: dict[str, dict[str, Blocks]]) -> None:
     """One line per class, so that a change is readable in a diff."""
-    lines = [
-        f"  {json.dumps(name)}: {json.dumps({sm: astuple(b) for sm, b in sorted(row.items(), key=lambda x: int(x[0]))})}"
-        for name, row in sorted(found.items())
-    ]
+    rows = {name: dict(sorted(row.items(), key=lambda entry: int(entry[0]))) for name, row in sorted(found.items()) if row}
+    lines = [f"  {json.dumps(name)}: {json.dumps({sm: asdict(b) for sm, b in row.items()})}" for name, row in rows.items()]
     TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     _table.cache_clear()
 
 
 @functools.cache
 def _table() -> dict[str, dict[str, Blocks]]:
-    if not TABLE.exists():
-        return {}
-    table: dict[str, dict[str, list[int]]] = json.loads(TABLE.read_text(encoding="utf-8"))
-    return {
-        name: {
-            sm: Blocks(m, n, warps, stages, unit_tiles, bool(keep))
-            for sm, (m, n, warps, stages, unit_tiles, keep) in row.items()
-        }
-        for name, row in table.items()
-    }
+    table: dict[str, dict[str, dict[str, Any]]] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {name: {sm: Blocks(**b) for sm, b in row.items()} for name, row in table.items()}

@@ -8,15 +8,21 @@ forward kernels alone.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from kernels.aot.library import ACTIVATIONS, DTYPES, GDPAParams, KernelError, KernelLibrary, Status
 from kernels.gdpa import params as gdpa_params
+from kernels.gdpa.op import arguments, layout
 from kernels.gdpa.params import Jagged
+from kernels.tiles import tile_list_of_lengths
+
+Result = TypeVar("Result")
 
 _DTYPES = {torch.float32: DTYPES["f32"], torch.float16: DTYPES["f16"], torch.bfloat16: DTYPES["bf16"]}
 LIBRARY_VARIABLE = "KUNLUN_KERNELS"  # path of libkunlun_kernels.so
@@ -34,12 +40,12 @@ def library() -> KernelLibrary:
 
 
 def describe(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, max_length: int,
-    block: bool = False, eps: float = 1e-5,
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, block: bool = False,
+    eps: float = 1e-5,
 ) -> GDPAParams:  # fmt: skip
-    """The C struct of a call: q, out [rows, H, d_h], k, v [blocks · n_kv, H, d_h], contiguous, on one CUDA device.
+    """The C struct of a call, without what sizes its grid (`launch` adds that).
 
-    `max_length`: no sample is longer; the host knows it without reading offsets. Index tensors must be int32. Raises
+    q, out [rows, H, d_h], k, v [blocks · n_kv, H, d_h], contiguous, on one CUDA device; index tensors int32. Raises
     `ValueError` for what the C interface cannot express. The tensors must outlive the launch.
     """
     if len(set(params.activation)) != 1:
@@ -48,8 +54,11 @@ def describe(
         raise ValueError("jagged: windows and shared queries are compiled just in time only; use the backend 'triton'")
     for name, x in (("q", q), ("k", k), ("v", v), ("out", out)):
         if not x.is_contiguous() or x.dtype != q.dtype or x.dtype not in _DTYPES:
-            raise ValueError(f"{name}: expected a contiguous tensor of f32, f16 or bf16 like q, found {x.dtype}, {x.stride()}")
-    indices = {"q_offsets": jagged.q_offsets, "k_offsets": jagged.k_offsets, "kv_index": jagged.kv_index}
+            raise ValueError(
+                f"{name}: expected a contiguous tensor of float32, float16 or bfloat16 like q, found {x.dtype} with strides "
+                f"{x.stride()}"
+            )
+    indices = {name: getattr(jagged, name) for name in ("q_offsets", "q_lengths", "k_offsets", "kv_index")}
     for name, index in indices.items():
         if index is not None and (index.dtype != torch.int32 or not index.is_contiguous()):
             raise ValueError(f"{name}: expected contiguous int32, found {index.dtype}")
@@ -62,7 +71,6 @@ def describe(
         v=v.data_ptr(),
         out=out.data_ptr(),
         **{name: index.data_ptr() for name, index in indices.items() if index is not None},
-        max_length=max_length,
         samples=len(jagged.q_offsets) - 1,
         heads=q.shape[1],
         head_width=q.shape[2],
@@ -73,29 +81,51 @@ def describe(
     )
 
 
-def launch(call: GDPAParams) -> None:
-    """Enqueues on torch's current stream, loading the variant first where this context has not. Raises `KernelError`."""
+def launch(call: GDPAParams, rows: int, jagged: Jagged) -> None:
+    """Enqueues on torch's current stream, loading the variant first where this context has not. Raises `KernelError`.
+
+    Rows of every sample alike need no work list; otherwise one is made on the device, longest samples first.
+    """
     stream = torch.cuda.current_stream().cuda_stream
+    if jagged.uniform_rows and jagged.q_lengths is None:
+        call.max_length = jagged.uniform_rows
+        _prepared(call, lambda: library().gdpa_forward(call, stream))
+        return
+    unit = _prepared(call, lambda: library().gdpa_unit_rows(call))
+    lengths = jagged.q_lengths if jagged.q_lengths is not None else jagged.q_offsets.diff()
+    units = tile_list_of_lengths(lengths, rows, unit)
+    call.units, call.unit_count = units.data_ptr(), len(units)
+    library().gdpa_forward(call, stream)  # `units` may go: torch reuses its memory on this stream only after the launch
+
+
+def _prepared(call: GDPAParams, act: Callable[[], Result]) -> Result:
+    """The result of `act`, after loading what it needs where that has not been done."""
     try:
-        library().gdpa_forward(call, stream)
+        return act()
     except KernelError as error:
         if error.status is not Status.NOT_PREPARED:
             raise
-        library().prepare_gdpa(call)
-        library().gdpa_forward(call, stream)
+    library().prepare_gdpa(call)
+    return act()
 
 
-def gdpa(q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, max_length: int) -> Tensor:
+def gdpa(q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged) -> Tensor:
     """GDPA of jagged rows; shapes as `kernels.gdpa.reference.gdpa_jagged`."""
-    out = torch.empty_like(q)
-    launch(describe(q, k, v, out, params, jagged, max_length))
-    return out
+    return _run(q, k, v, params, jagged, False, 0.0)
 
 
-def pffn(
-    q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, max_length: int, eps: float = 1e-5
-) -> Tensor:
+def pffn(q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, eps: float = 1e-5) -> Tensor:
     """The PFFN block of jagged rows; shapes as `kernels.pffn.reference.pffn_jagged`."""
-    out = torch.empty_like(q)
-    launch(describe(q, k, v, out, params, jagged, max_length, block=True, eps=eps))
+    return _run(q, k, v, params, jagged, True, eps)
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, block: bool, eps: float) -> Tensor:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise ValueError("backend 'aot': expected tensors without gradients; it holds forward kernels alone, use 'triton'")
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    jagged = layout(*arguments(params, jagged)[:8])  # index tensors as int32
+    out = (torch.empty_like if jagged.q_lengths is None else torch.zeros_like)(q)
+    if out.numel():
+        with torch.cuda.device(q.device):
+            launch(describe(q, k, v, out, params, jagged, block, eps), len(q), jagged)
     return out

@@ -20,15 +20,20 @@ C_TYPES = {"i32": "int32_t", "i64": "int64_t", "u32": "uint32_t", "u64": "uint64
 
 @dataclass(frozen=True)
 class Work:
-    """Costs per unit of work (one query row of one head), for the roofline. Bytes are what must cross device memory once.
+    """Costs per query row of one head, for the roofline. Bytes are what must cross device memory once.
 
-    `dtype`: of the matrix operands. `scores`: activations evaluated, for the special-function unit.
+    `dtype`: of the matrix operands; `products`: tensor-core products issued per product counted in `flops` (three for f32 in
+    three TF32 products); `scores`: activations evaluated; `tile_scores`: those of one pass of a block over a tile, which the
+    kernel's unrolled code covers once; `special`: special-function results per activation.
     """
 
     dtype: str
     flops: float
     bytes: float
+    products: int
     scores: float
+    tile_scores: int
+    special: int
 
 
 @dataclass(frozen=True)

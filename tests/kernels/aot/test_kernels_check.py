@@ -1,0 +1,62 @@
+"""`make kernels-check` on a subset: each part says what is wrong, and the closing line sums up."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels.aot import check, report
+from kernels.aot.compiler import Compiled
+
+
+def test_compiled_kernels_are_counted_by_instruction(compiled: list[Compiled]) -> None:
+    figures = check.compiled_figures(compiled, len(compiled))
+    assert figures["ok"]
+    assert figures["tensor_instructions"] == {"sm_100 UTCHMMA": 3, "sm_80 HMMA": 3, "sm_90 HGMMA": 3}
+    assert not check.compiled_figures(compiled, len(compiled) + 1)["ok"]
+
+
+def test_a_report_that_is_not_of_these_kernels_fails(compiled: list[Compiled], tmp_path: Path) -> None:
+    path = tmp_path / "report.md"
+    assert not check.checked_report(compiled, path)["ok"]
+    path.write_text(report.markdown(compiled), encoding="utf-8")
+    assert check.checked_report(compiled, path) == {"ok": True, "faults": 0, "spilling": 0, "up_to_date": True}
+    spilling = dataclasses.replace(compiled[0], info=dataclasses.replace(compiled[0].info, stack_bytes=16))
+    figures = check.checked_report([spilling, *compiled[1:]], path)
+    assert (figures["ok"], figures["faults"], figures["spilling"]) == (False, 1, 1)
+
+
+def test_the_linked_library_holds_what_was_compiled(compiled: list[Compiled], build_folder: Path) -> None:
+    figures = check.checked_library(compiled, build_folder, "0.0.0")
+    assert figures["ok"]
+    assert figures["variants"] == 3
+
+
+def test_tests_are_executed_and_counted(tmp_path: Path) -> None:
+    good, bad = tmp_path / "test_good.py", tmp_path / "test_bad.py"
+    good.write_text("def test_one(): pass\n\ndef test_two(): pass\n")
+    bad.write_text("def test_three(): assert False\n")
+    passed = check.executed(good, tmp_path / "out")
+    assert (passed["ok"], passed["tests"], passed["failures"]) == (True, 2, 0)
+    assert not check.executed(bad, tmp_path / "out")["ok"]
+
+
+def test_cpu_fractions_come_from_the_closing_line_of_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "measured_here.py").write_text("print('words')\nprint('{\"ok\": true, \"fraction\": 0.7}')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *sys.path]))
+    monkeypatch.setattr(check, "CPU_MODULE", "measured_here")
+    assert check.measured_on_cpu() == {"ok": True, "fraction": 0.7}
+    monkeypatch.setattr(check, "CPU_MODULE", "not_written_yet")
+    assert check.measured_on_cpu() is None
+
+
+def test_the_closing_line_is_ok_when_every_part_is_and_names_what_waits() -> None:
+    line = check.closing_line({"compiled": {"ok": True, "kernels": 9}, "cpu": None}, 0.0)
+    assert line["ok"]
+    assert line["compiled"] == {"ok": True, "kernels": 9, "target": check.TARGETS_IN_WORDS["compiled"]}
+    assert any("cpu" in waiting for waiting in line["waiting_for_hardware"])
+    assert not check.closing_line({"compiled": {"ok": False}}, 0.0)["ok"]

@@ -1,0 +1,63 @@
+"""The backend `aot` of the dispatcher: what it asks for before it touches a library. Its numbers need a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import dispatch
+from kernels.aot import torch_backend
+from kernels.gdpa.params import GDPAParams, Jagged
+
+
+def rows(heads: int = 2, width: int = 32) -> tuple[torch.Tensor, torch.Tensor, Jagged]:
+    return torch.zeros(7, heads, width), torch.zeros(64, heads, width), Jagged(torch.tensor([0, 7], dtype=torch.int32), n_kv=64)
+
+
+def test_it_wants_cuda_tensors_and_says_so() -> None:
+    q, k, jagged = rows()
+    with pytest.raises(ValueError, match="backend 'aot': expected CUDA tensors, found cpu"):
+        dispatch.gdpa(q, k, k, GDPAParams(), jagged, backend="aot")
+    with pytest.raises(ValueError, match=r"backend 'aot': expected float32, float16 or bfloat16, found torch.float64"):
+        dispatch.pffn(q.double(), k.double(), k.double(), GDPAParams(), jagged, backend="aot")
+
+
+def test_a_call_is_described_field_by_field() -> None:
+    q, k, jagged = rows()
+    call = torch_backend.describe(q, k, k, torch.empty_like(q), GDPAParams(("silu",), 0.5, 2.0), jagged, block=True, eps=1e-3)
+    assert (call.dtype, call.activation, call.block, call.samples, call.heads, call.head_width, call.n_kv) == (
+        0,
+        6,
+        1,
+        1,
+        2,
+        32,
+        64,
+    )
+    assert (call.q, call.k, call.q_offsets, call.kv_index) == (q.data_ptr(), k.data_ptr(), jagged.q_offsets.data_ptr(), None)
+    assert (call.scale_in, call.scale_out, call.eps) == (0.5, 2.0, pytest.approx(1e-3))
+
+
+def test_what_was_not_compiled_ahead_is_refused_by_name() -> None:
+    q, k, jagged = rows()
+    out = torch.empty_like(q)
+    with pytest.raises(ValueError, match="activation: expected one for all heads ahead of time, found relu, gelu"):
+        torch_backend.describe(q, k, k, out, GDPAParams(("relu", "gelu")), jagged)
+    windowed = Jagged(jagged.q_offsets, n_kv=64, window=3)
+    with pytest.raises(ValueError, match="compiled just in time only; use the backend 'triton'"):
+        torch_backend.describe(q, k, k, out, GDPAParams(), windowed)
+    with pytest.raises(ValueError, match=r"q_offsets: expected contiguous int32, found torch.int64"):
+        torch_backend.describe(q, k, k, out, GDPAParams(), Jagged(jagged.q_offsets.long(), n_kv=64))
+    with pytest.raises(ValueError, match="k: expected a contiguous tensor"):
+        torch_backend.describe(q, k.half(), k, out, GDPAParams(), jagged)
+    with pytest.raises(ValueError, match="holds forward kernels alone, use 'triton'"):
+        torch_backend.gdpa(q.requires_grad_(), k, k, GDPAParams(), jagged)
+
+
+def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch_backend.library.cache_clear()
+    monkeypatch.setenv(torch_backend.LIBRARY_VARIABLE, str(tmp_path / "absent.so"))
+    with pytest.raises(FileNotFoundError, match=r"run `python -m kernels.aot build` or set KUNLUN_KERNELS"):
+        torch_backend.library()
