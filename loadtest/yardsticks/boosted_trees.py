@@ -24,6 +24,7 @@ from model.history import newest_event_ms
 from model.records import ITEM
 from model.schema import FeatureKind
 from model.training.batches import BatchMaker
+from model.training.calibration import calibrated, fit_platt
 
 FOLDS = 5
 PRIOR = 5.0
@@ -42,6 +43,7 @@ def boosted_trees(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Probabilities of the first task for the test part's shown items: of the regression alone, and of the trees on it.
 
+    Both are calibrated on the validation part as a training run is; trees also stop by it.
     `positive` and `shown` are the event types of a click and of a view: the first and the last of the schema unless given.
     """
     events = [e.name for e in log.schema.events]
@@ -53,8 +55,8 @@ def boosted_trees(
     wide = [one_hot(maker, part) for part in parts]
     note(f"logistic regression on {wide[0].shape[1]:,} columns, and {FOLDS} folds of it")
     regression = fitted(wide[0], labels[0], seed=seed)
-    stacked = [_out_of_fold(wide[0], labels[0], np.diff(log.offsets)[split.train], seed)]
-    stacked += [regression.decision_function(x) for x in wide[1:]]
+    stacked: list[NDArray[np.float32]] = [_out_of_fold(wide[0], labels[0], np.diff(log.offsets)[split.train], seed)]
+    stacked += [regression.decision_function(x).astype(np.float32) for x in wide[1:]]
     note("features of histories")
     features = HistoryFeatures(log, positive, shown, float(labels[0].mean()))
     x = [np.column_stack([logit, features.of(part)]) for logit, part in zip(stacked, parts, strict=True)]
@@ -63,7 +65,11 @@ def boosted_trees(
         learning_rate=0.05, max_iter=400, max_leaf_nodes=15, min_samples_leaf=100, l2_regularization=5.0,
         early_stopping=True, n_iter_no_change=20, random_state=seed,
     ).fit(x[0], labels[0], X_val=x[1], y_val=labels[1])  # fmt: skip
-    return regression.predict_proba(wide[2])[:, 1], trees.predict_proba(x[2])[:, 1]
+    boosted = [_logits(trees, features) for features in x[1:]]
+    return (
+        calibrated(stacked[2], fit_platt(stacked[1], labels[1])),
+        calibrated(boosted[1], fit_platt(boosted[0], labels[1])),
+    )
 
 
 class HistoryFeatures:
@@ -115,12 +121,16 @@ class HistoryFeatures:
         return sp.csr_matrix((weights, (np.nonzero(present)[0], values)), shape=(len(column), max(1, width)))
 
 
+def _logits(trees: HistGradientBoostingClassifier, features: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.asarray(trees.decision_function(features), dtype=np.float32)
+
+
 def _out_of_fold(
     features: sp.csr_matrix, labels: NDArray[np.float32], sizes: NDArray[np.int64], seed: int
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """Logits [C'] of regressions that have not seen the row's request; `sizes`: shown items per request."""
     fold = np.repeat(np.random.default_rng(seed).integers(0, FOLDS, len(sizes)), sizes)
-    logits = np.zeros(len(labels))
+    logits = np.zeros(len(labels), dtype=np.float32)
     for number in range(FOLDS):
         rest, own = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         logits[own] = fitted(features[rest], labels[rest], seed=seed).decision_function(features[own])

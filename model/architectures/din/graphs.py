@@ -46,10 +46,25 @@ class ActivationUnit(nn.Module):
         self.weight = nn.Linear(hidden, 1)
 
     def forward(self, keys: Tensor, hidden: Tensor, queries: Tensor, request_index: Tensor) -> Tensor:
+        if self.training:
+            return self._packed(keys, hidden, queries, request_index)
         k = keys.index_select(0, request_index)  # [C, T, d]
         h = hidden.index_select(0, request_index) + self.query(queries).unsqueeze(1) + self.product(k * queries.unsqueeze(1))
         weights = self.weight(self.activation(h))  # [C, T, 1]
         return (weights.transpose(1, 2) @ k).squeeze(1)
+
+    def _packed(self, keys: Tensor, hidden: Tensor, queries: Tensor, request_index: Tensor) -> Tensor:
+        """The same over the P pairs of a candidate and a real key, instead of C · T: most of a batch's histories is padding.
+
+        Its sizes depend on the data, so it is no form for an exported graph.
+        """
+        real = keys.detach().any(-1)  # [R, T]: a padded key is zero
+        candidate, step = real.index_select(0, request_index).nonzero(as_tuple=True)
+        row = request_index.index_select(0, candidate) * keys.shape[1] + step
+        k = keys.flatten(0, 1).index_select(0, row)  # [P, d]
+        h = hidden.flatten(0, 1).index_select(0, row) + self.query(queries).index_select(0, candidate)
+        weights = self.weight(self.activation(h + self.product(k * queries.index_select(0, candidate))))
+        return torch.zeros_like(queries).index_add(0, candidate, weights * k)
 
 
 class EncodeUser(EncodeGraph):
