@@ -51,7 +51,7 @@ def comparable(log: RequestLog, width: int, history: int) -> RequestLog:
     """The log with what both sides can read: item ids and ids of items' features, in tables of one width; histories are cut."""
     data = log.schema.model_dump(mode="json")
     data["tables"] = {name: table | {"width": width} for name, table in data["tables"].items()}
-    data |= {"user": [], "user_id_table": None, "context": [], "slice": None}
+    data |= {"user": [], "user_id_table": None, "context": [], "affinities": [], "slice": None}
     data["item_features"] = [f for f in data["item_features"] if f["kind"] != FeatureKind.NUMERIC]
     data["events"] = [e | {"attributes": [], "cap": min(history, e["cap"]), "capacity": None} for e in data["events"]]
     return replace(log, schema=Schema.model_validate(data))
