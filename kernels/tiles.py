@@ -17,16 +17,29 @@ def tile_list(offsets: Tensor, rows: int, tile: int) -> Tensor:
     Returns int32 [rows // tile + B, 2]: the sample and its first row in the tile; (−1, 0) for spare entries. The order of
     samples of equal length is theirs.
     """
-    return tile_list_of_lengths(offsets.diff(), rows, tile)
+    return work_list(offsets, None, rows, tile)
 
 
-def tile_list_of_lengths(lengths: Tensor, rows: int, tile: int) -> Tensor:
-    """The same from `lengths` [B], whose sum is at most `rows` (rows that are padded behind)."""
+def work_list(offsets: Tensor, lengths: Tensor | None, rows: int, tile: int, *, longest_first: bool = True) -> Tensor:
+    """The same, for rows that are padded behind where `lengths` [B] is given; `longest_first` off: samples in their order.
+
+    One kernel on a GPU, for up to a few thousand samples; a dozen tensor operations elsewhere.
+    """
+    if offsets.is_cuda and len(offsets) <= 8192:
+        from kernels import triton_tiles
+
+        return triton_tiles.work_list(offsets, lengths, rows, tile, longest_first)
+    return _work_list(offsets.diff() if lengths is None else lengths, rows, tile, longest_first)
+
+
+def _work_list(lengths: Tensor, rows: int, tile: int, longest_first: bool) -> Tensor:
     samples = len(lengths)
     entries = torch.arange(rows // tile + samples, device=lengths.device)
     if samples == 0:
         return torch.empty((0, 2), dtype=torch.int32, device=lengths.device)
-    lengths, order = torch.sort(lengths, descending=True, stable=True)
+    order = torch.arange(samples, device=lengths.device)
+    if longest_first:
+        lengths, order = torch.sort(lengths, descending=True, stable=True)
     ends = torch.div(lengths + (tile - 1), tile, rounding_mode="floor").cumsum(0)  # tiles up to and with each sample
     place = torch.searchsorted(ends, entries, right=True)
     spare = place == samples

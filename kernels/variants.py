@@ -68,7 +68,8 @@ def blocks(operator: Operator, direction: Pass, element_bytes: int, head_width: 
     wide = padded_width(head_width) > 64
     if element_bytes > 2:  # three TF32 products per product: smaller tiles
         return Blocks(32, 32, 4, 1) if wide else Blocks(64, _kv_tile(n_kv, 64), 4, 1)
-    chosen = _BLOCKS[operator, direction, wide]
+    kv_class = next((size for size in (128, 256) if 0 < n_kv <= size), LONG)
+    chosen = _BLOCKS.get((operator, direction, wide, kv_class), _BLOCKS[operator, direction, wide, LONG])
     return replace(chosen, n=_kv_tile(n_kv, chosen.n))
 
 
@@ -77,18 +78,25 @@ def _kv_tile(n_kv: int, largest: int) -> int:
     return largest if n_kv <= 0 else min(largest, padded_width(n_kv))
 
 
-# (operator, pass, head width above 64) → tile sizes for 16-bit elements.
-_BLOCKS: dict[tuple[str, str, bool], Blocks] = {
-    ("gdpa", "forward", False): Blocks(128, 128, 4, 3, unit_tiles=4),
-    ("gdpa", "forward", True): Blocks(128, 128, 8, 3, unit_tiles=4),
-    ("gdpa", "backward_q", False): Blocks(128, 64, 4, 3),
-    ("gdpa", "backward_q", True): Blocks(128, 64, 8, 3),
-    ("gdpa", "backward_kv", False): Blocks(64, 128, 4, 3),
-    ("gdpa", "backward_kv", True): Blocks(64, 128, 8, 2),
-    ("pffn", "forward", False): Blocks(128, 128, 4, 2),
-    ("pffn", "forward", True): Blocks(128, 128, 8, 2),
-    ("pffn", "backward_q", False): Blocks(64, 128, 4, 2),
-    ("pffn", "backward_q", True): Blocks(64, 128, 8, 1),
-    ("pffn", "backward_kv", False): Blocks(64, 128, 4, 2),
-    ("pffn", "backward_kv", True): Blocks(64, 128, 8, 1),
+# (operator, pass, head width above 64, n_kv class: up to 128, up to 256, LONG) → tile sizes for 16-bit elements. Without an
+# entry of its own a class takes that of LONG.
+_BLOCKS: dict[tuple[str, str, bool, int], Blocks] = {
+    ("gdpa", "forward", False, 128): Blocks(128, 128, 4, 3, unit_tiles=4),
+    ("gdpa", "forward", False, LONG): Blocks(128, 128, 4, 3),
+    ("gdpa", "forward", True, 128): Blocks(128, 128, 8, 3, unit_tiles=8),
+    ("gdpa", "forward", True, 256): Blocks(128, 256, 8, 2, unit_tiles=4),
+    ("gdpa", "forward", True, LONG): Blocks(128, 64, 8, 3),
+    ("gdpa", "backward_q", False, LONG): Blocks(128, 64, 4, 3),
+    ("gdpa", "backward_q", True, 256): Blocks(64, 64, 4, 2),
+    ("gdpa", "backward_q", True, LONG): Blocks(128, 64, 8, 3),
+    ("gdpa", "backward_kv", False, LONG): Blocks(64, 128, 4, 3),
+    ("gdpa", "backward_kv", True, 128): Blocks(32, 128, 8, 3),
+    ("gdpa", "backward_kv", True, LONG): Blocks(64, 128, 8, 3),
+    ("pffn", "forward", False, LONG): Blocks(128, 128, 4, 2),
+    ("pffn", "forward", True, LONG): Blocks(128, 128, 8, 2, prefetch=4),
+    ("pffn", "backward_q", False, LONG): Blocks(64, 128, 4, 2),
+    ("pffn", "backward_q", True, LONG): Blocks(32, 64, 4, 2),
+    ("pffn", "backward_kv", False, LONG): Blocks(64, 128, 4, 2),
+    ("pffn", "backward_kv", True, 128): Blocks(32, 128, 8, 3),
+    ("pffn", "backward_kv", True, LONG): Blocks(64, 128, 8, 3),
 }

@@ -20,7 +20,7 @@ from kernels.aot.library import ACTIVATIONS, DTYPES, GDPAParams, KernelError, Ke
 from kernels.gdpa import params as gdpa_params
 from kernels.gdpa.op import arguments, layout
 from kernels.gdpa.params import Jagged
-from kernels.tiles import tile_list_of_lengths
+from kernels.tiles import work_list
 
 Result = TypeVar("Result")
 
@@ -92,8 +92,7 @@ def launch(call: GDPAParams, rows: int, jagged: Jagged) -> None:
         _prepared(call, lambda: library().gdpa_forward(call, stream))
         return
     unit = _prepared(call, lambda: library().gdpa_unit_rows(call))
-    lengths = jagged.q_lengths if jagged.q_lengths is not None else jagged.q_offsets.diff()
-    units = tile_list_of_lengths(lengths, rows, unit)
+    units = work_list(jagged.q_offsets, jagged.q_lengths, rows, unit, longest_first=jagged.k_offsets is not None)
     call.units, call.unit_count = units.data_ptr(), len(units)
     library().gdpa_forward(call, stream)  # `units` may go: torch reuses its memory on this stream only after the launch
 

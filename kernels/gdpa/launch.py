@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels import variants
 from kernels.gdpa import triton_backward, triton_forward
 from kernels.gdpa.params import GDPAParams, Jagged
-from kernels.tiles import readers, tile_list, tile_list_of_lengths
+from kernels.tiles import readers, tile_list, work_list
 from kernels.triton_activations import activation_codes
 from kernels.variants import Blocks
 
@@ -25,8 +25,8 @@ def q_units(q: Tensor, k: Tensor, layout: Jagged, unit: int) -> tuple[Tensor | N
     if layout.shared_q or (layout.uniform_rows and layout.q_lengths is None):
         per_sample = triton.cdiv(len(q) if layout.shared_q else layout.uniform_rows, unit)
         return None, per_sample, per_sample * layout.samples(len(k))
-    lengths = layout.q_lengths if layout.q_lengths is not None else layout.q_offsets.diff()
-    tiles = tile_list_of_lengths(lengths, len(q), unit)
+    uneven = layout.k_offsets is not None  # with dense K/V every tile is the same work
+    tiles = work_list(layout.q_offsets, layout.q_lengths, len(q), unit, longest_first=uneven)
     return tiles, 1, len(tiles)
 
 
@@ -84,45 +84,53 @@ def backward(
     q: Tensor, k: Tensor, v: Tensor, dout: Tensor, layout: Jagged, params: GDPAParams,
     blocks: tuple[Blocks, Blocks] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dq, dk, dv) of `forward`, in the dtypes of q, k, v."""
-    b = blocks[0] if blocks else choose("gdpa", "backward_q", k, layout)
-    shared = constants(q, layout, params, b)
+    """(dq, dk, dv) of `forward`, in the dtypes of q, k, v; `blocks` for dQ and for dK, dV."""
+    for_q, for_kv = blocks or (choose("gdpa", "backward_q", k, layout), choose("gdpa", "backward_kv", k, layout))
+    dq = torch.zeros_like(q) if layout.q_lengths is not None else torch.empty_like(q)
+    if writes_dq(layout, for_kv):
+        dk, dv = backward_kv(q, k, v, dout, layout, params, for_kv, dq=dq)
+        return dq, dk, dv
+    dk, dv = backward_kv(q, k, v, dout, layout, params, for_kv)
+    shared = constants(q, layout, params, for_q)
     if layout.shared_q:
         samples = layout.samples(len(k))
         groups = max(1, min(samples, 64))
         partial = torch.empty((groups, *q.shape), dtype=torch.float32, device=q.device)
         if q.numel():
-            triton_backward.shared_q_backward[(triton.cdiv(len(q), b.m), q.shape[1], groups)](
-                q, k, v, dout, partial, layout.k_offsets, layout.kv_index,
-                params.scale_in, params.scale_out,
+            triton_backward.shared_q_backward[(triton.cdiv(len(q), for_q.m), q.shape[1], groups)](
+                q, k, v, dout, partial, layout.k_offsets, layout.kv_index, params.scale_in, params.scale_out,
                 queries=len(q), samples=samples, groups=groups, **window_argument(layout), **shared,
             )  # fmt: skip
-        dq = partial.sum(0).to(q.dtype)
-    else:
-        dq = torch.zeros_like(q) if layout.q_lengths is not None else torch.empty_like(q)
-        tiles, per_sample, units = q_units(q, k, layout, b.m)
-        if units and q.numel():
-            triton_backward.gdpa_backward_q[(units, q.shape[1])](
-                q, k, v, dout, dq, tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets, layout.kv_index,
-                params.scale_in, params.scale_out, per_sample, **window_argument(layout), **shared,
-            )  # fmt: skip
-    chosen = blocks[1] if blocks else choose("gdpa", "backward_kv", k, layout)
-    dk, dv = backward_kv(q, k, v, dout, layout, params, chosen)
+        return partial.sum(0).to(q.dtype), dk, dv
+    tiles, per_sample, units = q_units(q, k, layout, for_q.m)
+    if units and q.numel():
+        triton_backward.gdpa_backward_q[(units, q.shape[1])](
+            q, k, v, dout, dq, tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets, layout.kv_index,
+            params.scale_in, params.scale_out, per_sample, **window_argument(layout), **shared,
+        )  # fmt: skip
     return dq, dk, dv
+
+
+def writes_dq(layout: Jagged, b: Blocks) -> bool:
+    """Whether the K/V kernel has all that dQ needs: the keys of a block in one tile, and rows that belong to one sample."""
+    return 0 < (layout.n_kv or 0) <= b.n and layout.window is None and not layout.shared_q
 
 
 def backward_kv(
     q: Tensor, k: Tensor, v: Tensor, dout: Tensor, layout: Jagged, params: GDPAParams, b: Blocks,
-    norms: tuple[Tensor, Tensor, Tensor] | None = None,
+    norms: tuple[Tensor, Tensor, Tensor] | None = None, dq: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(dk, dv); `norms` = (out, row statistics, coupling) when q is raw and dout comes from behind the block's norms."""
+    """(dk, dv); `norms` = (out, row statistics, coupling) when q is raw and dout comes from behind the block's norms.
+
+    Fills `dq` if given (see `writes_dq`), with norms by the gradient of the normalised q.
+    """
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     tiles, per_block, units = key_units(k, layout, b.n)
     lists = readers(layout.kv_index, layout.blocks(len(k))) if layout.kv_index is not None else (None, None)
     statistics = (None,) * 5 if norms is None else (norms[0], *norms[1].unbind(0), norms[2])
     if units and k.numel():
         triton_backward.gdpa_backward_kv[(units, q.shape[1])](
-            q, k, v, dout, dk, dv, *statistics, tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets,
+            q, k, v, dout, dq, dk, dv, *statistics, tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets,
             *lists, params.scale_in, params.scale_out, per_block, queries=len(q), **window_argument(layout),
             SHARED_Q=layout.shared_q, NORMS=norms is not None,
             **constants(q, layout, params, b),

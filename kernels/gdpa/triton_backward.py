@@ -1,8 +1,9 @@
 """GDPA backward on CUDA, from q, k, v and dout alone (model specification §2.6): S is recomputed, nothing was stored.
 
-`gdpa_backward_q`: one program per (Q tile, head). `gdpa_backward_kv`: one program per (K/V tile, head) that
-walks over all Q rows which read the tile, also those of several samples (candidates of one user), so
-dK and dV are sums in a fixed order without atomics. `shared_q_backward`: dQ of a query set that every
+`gdpa_backward_kv`: one program per (K/V tile, head) that walks over all Q rows which read the tile, also those
+of several samples (candidates of one user), so dK and dV are sums in a fixed order without atomics; where a
+block's keys fit one tile it writes dQ on the way. `gdpa_backward_q`: dQ otherwise, one program per (Q tile,
+head). `shared_q_backward`: dQ of a query set that every
 sample shares, as f32 partial sums over groups of samples.
 The block's backward reuses `gdpa_backward_kv` with NORMS: q is normalised and dout taken through RMSNorm on load.
 """
@@ -93,7 +94,7 @@ def through_rms_norm(dout, out, raw, rrms, coupling):
 
 @triton.jit(do_not_specialize=SCALARS, do_not_specialize_on_alignment=LAYOUT)
 def gdpa_backward_kv(
-    q, k, v, dout, dk, dv, out, mean, rstd, rrms, coupling, tiles, q_offsets, q_lengths, k_offsets, reader_offsets, readers,
+    q, k, v, dout, dq, dk, dv, out, mean, rstd, rrms, coupling, tiles, q_offsets, q_lengths, k_offsets, reader_offsets, readers,
     scale_in, scale_out, units_per_block, window, queries,
     HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, N_KV: tl.constexpr, SHARED_Q: tl.constexpr, WINDOWED: tl.constexpr,
     NORMS: tl.constexpr, CODES: tl.constexpr, PER_HEAD: tl.constexpr,
@@ -101,7 +102,9 @@ def gdpa_backward_kv(
 ):  # fmt: skip
     """dk, dv [K/V rows, HEADS, HEAD_WIDTH]; grid (units of BLOCK_N K/V rows, HEADS).
 
-    `reader_offsets`, `readers`: which samples read each block (`kernels.gdpa.tiles.readers`), None: sample i reads block i.
+    `dq` unless None: where a block's keys are one tile, the program also has all that dQ of its Q rows needs (with NORMS:
+    dq̂, the inner residual included).
+    `reader_offsets`, `readers`: which samples read each block (`kernels.tiles.readers`), None: sample i reads block i.
     `out`, `mean`, `rstd`, `rrms`, `coupling` (row statistics f32) are read only with NORMS.
     """
     HARDWARE: tl.constexpr = (k.dtype.element_ty != tl.float32) and not INTERPRETED
@@ -146,7 +149,8 @@ def gdpa_backward_kv(
                     inverse_std = tl.load(rstd + start + rows, mask=inside, other=0.0)
                     inverse_rms = tl.load(rrms + start + rows, mask=inside, other=0.0)
                     couple = tl.load(coupling + start + rows, mask=inside, other=0.0)
-                    dout_tile = through_rms_norm(dout_tile, out_tile, q_tile, inverse_rms, couple).to(k_tile.dtype)
+                    dx = through_rms_norm(dout_tile, out_tile, q_tile, inverse_rms, couple)
+                    dout_tile = dx.to(k_tile.dtype)
                     q_tile = normed_query(q_tile, mu, inverse_std, HEAD_WIDTH, BLOCK_D).to(k_tile.dtype)
                 scores = product(k_tile, tl.trans(q_tile), INPUT_F32) * scale_in  # Sᵀ [BLOCK_N, BLOCK_M]
                 p = activate(scores, head, CODES, PER_HEAD, HEADS, HARDWARE)
@@ -158,5 +162,10 @@ def gdpa_backward_kv(
                     ds = tl.where(near, ds, 0.0)
                 dv_tile += product(p.to(v_tile.dtype), dout_tile, INPUT_F32)
                 dk_tile += product(ds.to(k_tile.dtype), q_tile, INPUT_F32)
+                if dq is not None:
+                    dq_tile = product(tl.trans(ds.to(k_tile.dtype)), k_tile, INPUT_F32) * (scale_in * scale_out)
+                    if NORMS:
+                        dq_tile += dx
+                    store_rows(dq + start * (HEADS * HEAD_WIDTH), rows, length, head, dq_tile, HEADS, HEAD_WIDTH, BLOCK_D)
         store_rows(dk + k_base, keys, n_kv, head, dk_tile * (scale_in * scale_out), HEADS, HEAD_WIDTH, BLOCK_D)
         store_rows(dv + k_base, keys, n_kv, head, dv_tile * scale_out, HEADS, HEAD_WIDTH, BLOCK_D)

@@ -65,6 +65,17 @@ def assert_close(form: str, got: tuple[Tensor, ...], x: tuple[Tensor, ...], para
         assert distance(ours, want) <= 2 * distance(theirs, want) + FLOOR[dtype], name
 
 
+@pytest.mark.parametrize("name", ["dense", "candidates of users", "padded rows", "uniform rows"])
+@pytest.mark.parametrize("form", ["gdpa", "pffn"])
+def test_keys_in_one_tile_give_dq_on_the_way_to_dk(form: str, name: str) -> None:
+    jagged = layout(name)
+    params = GDPAParams(("fast_gelu", "silu"), 0.3, 0.7)
+    blocks = Blocks(16, 32, 4, 1)
+    for dtype in (torch.float32, torch.float16):
+        x = operands(jagged, dtype)
+        assert_close(form, (run_gdpa if form == "gdpa" else run_pffn)(x, params, jagged, blocks), x, params, jagged)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gdpa_loses_no_more_than_low_precision_does(name: str, dtype: torch.dtype) -> None:
@@ -136,17 +147,18 @@ def test_residual_stream_in_float32_beside_16_bit_keys() -> None:
         assert distance(ours, want) <= FLOOR[torch.bfloat16]
 
 
+@pytest.mark.parametrize("blocks", [SMALL, Blocks(16, 32, 4, 1)])
 @pytest.mark.parametrize("run", [run_gdpa, run_pffn])
-def test_a5_padding_rows_are_zero_and_get_and_give_no_gradient(run) -> None:
+def test_a5_padding_rows_are_zero_and_get_and_give_no_gradient(run, blocks: Blocks) -> None:
     jagged = layout("padded rows")
     x = operands(jagged, torch.float32)
-    clean = run(x, GDPAParams(), jagged)
+    clean = run(x, GDPAParams(), jagged, blocks)
     outside = torch.ones(len(x[0]), dtype=torch.bool, device=DEVICE)
     for start, length in zip(jagged.q_offsets.tolist(), jagged.q_lengths.tolist(), strict=False):
         outside[start : start + length] = False
     dirty = [t.clone() for t in x]
     dirty[0][outside], dirty[3][outside] = 7.0, -3.0
-    for ours, theirs in zip(run(tuple(dirty), GDPAParams(), jagged), clean, strict=True):
+    for ours, theirs in zip(run(tuple(dirty), GDPAParams(), jagged, blocks), clean, strict=True):
         assert torch.equal(ours, theirs)
     assert torch.count_nonzero(clean[0][outside]) == 0
     assert torch.count_nonzero(clean[1][outside]) == 0
