@@ -46,7 +46,7 @@ bench: $(STAMP) ## scoreboard rows: make bench ROW=S1
 store-check: $(STAMP) ## near-cache hit rate, read latency, append cost, load rate, skew; DATA=path takes a Metarank-format log
 	$(BIN)/python -m loadtest.checks.store $(if $(DATA),--data '$(DATA)')
 
-quality: $(STAMP) ## NE of the served model against its targets on a Metarank-format log; FAST=1 for one seed
+quality: $(STAMP) ## NE against its targets: on a Metarank-format log (DATA=path), or against the truth of synthetic data; FAST=1
 	$(BIN)/python -m loadtest.checks.quality $(if $(DATA),--data '$(DATA)') $(if $(FAST),--fast)
 
 feedback-check: $(STAMP) ## a fleet's online NE and PromQL rules, canary verdicts, drift, cost; DATA=path takes a Metarank-format log

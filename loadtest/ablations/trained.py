@@ -19,9 +19,13 @@ import yaml
 from numpy.typing import NDArray
 
 from loadtest.pipeline import Pipeline
+from loadtest.processes import run_stage
 from model.artifact import Artifact, open_artifact
+from model.cli.console import note
 from model.data.request_log import RequestLog
 from model.training.config import TrainConfig, parse_config
+
+TRAINING_LIMIT_S = 3 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class TrainedModel:
         config.write_text(yaml.safe_dump(self.config.model_dump(mode="json")), encoding="utf-8")
         resume = ["--resume"] if (self.run / "checkpoint").exists() else []
         arguments = [str(config), "--data", str(self.study.data), "--output", str(self.run), *resume]
-        self._pipeline.stage("train", f"training {self.name}, seed {self.seed}", *arguments)
+        note(f"[bold]training {self.name}, seed {self.seed}[/] (kunlun train …)")
+        run_stage(["train", *arguments], timeout_s=TRAINING_LIMIT_S)
 
     def export(self, precision: str) -> None:
         """Export and compile for this machine's CPU unless that was done before."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from loadtest.checks.check import run_checks
 from loadtest.checks.quality_log import LogQuality
+from loadtest.checks.quality_synthetic import SyntheticQuality
 from loadtest.processes import StageFailed
 
 SEEDS = 3
@@ -22,13 +23,19 @@ SEEDS = 3
 def main() -> int:
     """Run; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.checks.quality", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="a Metarank-format log (JSON lines, plain or gzip)")
-    parser.add_argument("--fast", action="store_true", help=f"one seed instead of {SEEDS}: minutes instead of up to an hour")
+    parser.add_argument("--data", type=Path, help="a Metarank-format log (JSON lines, plain or gzip); default: synthetic data")
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help=f"one seed instead of {SEEDS}, or a smaller synthetic log with a target of its own: minutes, not up to an hour",
+    )
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="work in DIR and leave everything there")
     arguments = parser.parse_args()
     seeds = range(1 if arguments.fast else SEEDS)
     with nullcontext(arguments.workdir) if arguments.workdir else tempfile.TemporaryDirectory(prefix="kunlun-quality-") as path:
         try:
+            if arguments.data is None:
+                return run_checks(SyntheticQuality(Path(path), "fast" if arguments.fast else "full").checks())
             return run_checks(LogQuality(arguments.data, Path(path), seeds).checks())
         except StageFailed as error:
             print(error, file=sys.stderr)
