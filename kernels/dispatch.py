@@ -50,15 +50,16 @@ def gdpa(
 
 def pffn(
     q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged | None = None, *,
-    lengths: Tensor | None = None, eps: float = 1e-5, backend: Backend = "auto",
+    lengths: Tensor | None = None, normed: Tensor | None = None, eps: float = 1e-5, backend: Backend = "auto",
 ) -> Tensor:  # fmt: skip
     """The PFFN block (LayerNorm → GDPA → + q̂ → RMSNorm → + q); layouts as in `gdpa`.
 
     `lengths` int [B] of padded rows: rows beyond are zero in q and in the result. The kernels skip them; the dense form
-    needs no such hint, since zero rows stay zero.
+    needs no such hint, since zero rows stay zero. `normed`: LayerNorm(q) [B, T, H · d_h] of padded rows, when it is at hand;
+    the dense form then does not make it again (the kernels do, in passing).
     """
     if not use_triton(q, backend):
-        return pffn_padded(q, k, v, params, eps) if jagged is None else pffn_jagged(q, k, v, params, jagged, eps)
+        return pffn_padded(q, k, v, params, eps, normed) if jagged is None else pffn_jagged(q, k, v, params, jagged, eps)
     k, v = _autocast(k), _autocast(v)
     if jagged is None:
         check_padded(q, k, v, params)

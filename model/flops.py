@@ -72,9 +72,9 @@ class FlopModel:
         """FLOPs of a request before its first candidate."""
         return self.score(1, 0).total
 
-    def constant(self) -> float:
-        """Products of weights alone: once per call of `encode_user`, folded away by engines, part of no other figure."""
-        return FlopBreakdown.of(self.config.constant_terms(self.widths)).total
+    def constant(self, graph: str) -> float:
+        """Products of weights alone in `graph`: once per call, folded away by engines, part of no other figure."""
+        return FlopBreakdown.of(self.config.constant_terms(self.widths, graph)).total
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's form: the widths; the configuration is beside it."""

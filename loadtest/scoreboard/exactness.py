@@ -103,7 +103,7 @@ def flop_counter_equals_count(bench: Bench) -> Figure:
     sizes = {"U": 2, "R": 3, "C": 50} | {f"T_{e.name}": e.cap for e in model.schema.events}
     lengths = {e.name: e.cap for e in model.schema.events}
     expected = (
-        2 * formula.encode(lengths, executed=True).total + formula.constant(),
+        2 * formula.encode(lengths, executed=True).total + formula.constant("encode_user"),
         formula.score(3, 50, executed=True).total,
     )
     graphs = ((model.encode_user, model.encode_user.signature), (model.score_candidates, model.score_candidates.signature))

@@ -62,8 +62,8 @@ class ArchitectureConfig(StrictModel, ABC):
         Useful FLOPs are linear in `requests` and in `candidates`; executed ones are those of the padded state.
         """
 
-    def constant_terms(self, widths: FeatureWidths) -> Terms:
-        """Products of weights alone: once per call of `encode_user`, folded by engines, and part of no other figure."""
+    def constant_terms(self, widths: FeatureWidths, graph: str) -> Terms:
+        """Products of weights alone in `graph`: once per call, folded by engines, and part of no other figure."""
         return iter(())
 
     def product_widths(self, widths: FeatureWidths) -> ProductWidths | None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.architectures.kunlun.config import CandidateStreamConfig, KunlunConfig, TargetWeights
+from model.architectures.kunlun.config import KunlunConfig
+from model.architectures.kunlun.options import CandidateStreamConfig, TargetWeights
 from model.layers.dropout import HiddenDropout
 from model.layers.target_pooling import TargetMemory, TargetPooling
 from model.layers.tokens import row_invariant_linear
@@ -49,7 +50,7 @@ class WukongUnit(nn.Module):
         mix = stream.wukong
         assert mix is not None
         self.tokens, self.state_tokens = stream.tokens, state_tokens
-        self.interact = WukongMixture(stream.tokens, state_tokens, stream.width, mix.experts, mix.fm_rank, mix.hidden)
+        self.interact = WukongMixture(stream.tokens, state_tokens, stream.width, mix)
 
     def forward(self, x: Tensor, r: Tensor, request_index: Tensor) -> Tensor:
         state = r.unflatten(1, (self.state_tokens, -1)).index_select(0, request_index)  # [C, n_r, d_c]

@@ -37,10 +37,10 @@ class SumKronLinear(nn.Module):
         return mixed @ self.w.flatten(0, 1)
 
 
-class HierarchicalSeedPooling(nn.Module):
-    """S [B, T, d_e] with lengths [B] → H [B, n_tok, d_e]."""
+class AttentionPooling(nn.Module):
+    """Pooling by multi-head attention (PMA, Set Transformer): S [B, T, d_e] with lengths [B] → H [B, n_seeds, d_e]."""
 
-    def __init__(self, width: int, heads: int, n_seeds: int, n_tokens: int, rank: int) -> None:
+    def __init__(self, width: int, heads: int, n_seeds: int) -> None:
         super().__init__()
         self.heads = heads
         self.seeds = nn.Parameter(torch.randn(n_seeds, width))
@@ -48,18 +48,32 @@ class HierarchicalSeedPooling(nn.Module):
         self.to_k = nn.Linear(width, width, bias=False)
         self.to_v = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.compress = SumKronLinear(n_seeds, n_tokens, width, rank)
 
     def forward(self, s: Tensor, lengths: Tensor) -> Tensor:
+        summary = self.attend(s, lengths)
+        return F.layer_norm(summary, summary.shape[-1:])
+
+    def attend(self, s: Tensor, lengths: Tensor) -> Tensor:
+        """What the seeds have found, [B, n_seeds, d_e]; exactly 0 for an empty history."""
         q = self._heads(self.to_q(F.layer_norm(self.seeds, self.seeds.shape[-1:])).unsqueeze(0))  # [1, H, n_seeds, d_h]
         k = self._heads(self.to_k(F.layer_norm(s, s.shape[-1:])))
         v = self._heads(self.to_v(s))
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, H, n_seeds, T]
         present = length_mask(lengths, s.shape[1])
         weights = scores.masked_fill(present[:, None, None, :] == 0, _MASKED).softmax(-1)
-        pooled = (weights @ v).transpose(1, 2).flatten(2)  # empty history: v is zero, so is this
-        summary = self.compress(self.out(pooled))
-        return F.layer_norm(summary, summary.shape[-1:])
+        return self.out((weights @ v).transpose(1, 2).flatten(2))  # empty history: v is zero, so is this
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class HierarchicalSeedPooling(AttentionPooling):
+    """The same with more seeds than tokens, compressed: S [B, T, d_e] with lengths [B] → H [B, n_tok, d_e]."""
+
+    def __init__(self, width: int, heads: int, n_seeds: int, n_tokens: int, rank: int) -> None:
+        super().__init__(width, heads, n_seeds)
+        self.compress = SumKronLinear(n_seeds, n_tokens, width, rank)
+
+    def forward(self, s: Tensor, lengths: Tensor) -> Tensor:
+        summary = self.compress(self.attend(s, lengths))
+        return F.layer_norm(summary, summary.shape[-1:])

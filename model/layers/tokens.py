@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.architectures.kunlun.options import EventTokens
 from model.architectures.terms import PRODUCT_WIDTH
 
 
@@ -38,14 +39,25 @@ class FlatTokens(nn.Module):
 
 
 class HistoryTokens(nn.Module):
-    """Event features [B, T, inputs] → tokens [B, T, width]; rows at or beyond `lengths` are zero."""
+    """Event features [B, T, inputs] → tokens [B, T, width]; rows at or beyond `lengths` are zero.
 
-    def __init__(self, inputs: int, width: int) -> None:
+    Aligned attribute streams of the same events lie side by side in `features`; `masknet` scales each by a mask made
+    from all of them, as InterFormer merges its sequences: MLP(F ⊙ MLP_mask(F)).
+    """
+
+    def __init__(self, inputs: int, width: int, kind: EventTokens = EventTokens.MLP) -> None:
         super().__init__()
         self.lift = nn.Linear(inputs, width)
         self.mix = nn.Linear(width, width)
+        self.mask = (
+            nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, inputs))
+            if kind is EventTokens.MASKNET
+            else None
+        )
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        if self.mask is not None:
+            features = features * self.mask(features)
         tokens = self.mix(F.silu(self.lift(features)))
         return tokens * length_mask(lengths, features.shape[1]).unsqueeze(-1)
 

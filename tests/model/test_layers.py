@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from model.architectures.kunlun.options import WukongConfig
 from model.layers.rote import RotaryTemporal
 from model.layers.seed_pooling import HierarchicalSeedPooling, SumKronLinear
 from model.layers.tokens import HistoryTokens
@@ -65,7 +66,8 @@ def test_a12_factorization_never_forms_the_token_square() -> None:
 
 def test_experts_deal_tokens_with_stride_so_that_all_meet_in_the_next_layer() -> None:
     torch.manual_seed(0)
-    first, second = WukongMixture(4, 2, 8, 2, 2, 8), WukongMixture(4, 2, 8, 2, 2, 8)
+    mix = WukongConfig(experts=2, fm_rank=2, hidden=8)
+    first, second = WukongMixture(4, 2, 8, mix), WukongMixture(4, 2, 8, mix)
     x, h = torch.randn(1, 4, 8), torch.randn(1, 2, 8)
     base = second(first(x, h), h)
     for token in range(4):

@@ -9,6 +9,7 @@ from torch import Tensor
 from model.architectures.kunlun.config import KunlunConfig
 from model.architectures.registry import load_preset
 from model.config import ConfigError, parse_yaml
+from model.layers.kunlun_layer import Sequence
 from model.ranker import KunlunRanker
 from model.signature import GraphSignature
 
@@ -83,11 +84,9 @@ def test_a13_every_parameter_gets_a_gradient_and_skipped_parts_do_not_exist(mode
 def test_a13_an_odd_layer_reuses_the_summary_by_identity(model: KunlunRanker) -> None:
     stream = model.encode_user.stream
     summary = {"click": torch.randn(1, 4, 32), "impression": torch.randn(1, 4, 32)}
-    from model.layers.user_stream import HistoryInput
-
-    sequences = {e: torch.randn(1, 6, 32) for e in summary}
-    histories = {e: HistoryInput(torch.zeros(1, 6, 1), torch.zeros(1, 6), torch.tensor([6])) for e in summary}
-    _, _, h, _ = stream.layers[1](torch.randn(1, 4, 32), sequences, summary, histories)
+    tokens = {e: torch.randn(1, 6, 32) for e in summary}
+    sequences = {e: Sequence(torch.zeros(1, 6), torch.tensor([6])) for e in summary}
+    _, _, h, _ = stream.layers[1](torch.randn(1, 4, 32), tokens, summary, sequences)
     assert all(h[e] is summary[e] for e in summary)
 
 

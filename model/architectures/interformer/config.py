@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from model.architectures.base import ArchitectureConfig
 from model.architectures.joined_terms import joined_linear
-from model.architectures.kunlun.config import WukongConfig
 from model.architectures.kunlun.flops import wukong
+from model.architectures.kunlun.options import WukongConfig
 from model.architectures.recent import RecentEvents
 from model.architectures.terms import FeatureWidths, Terms, linear, row_linear
 from model.config import ConfigError

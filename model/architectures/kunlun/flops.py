@@ -1,40 +1,28 @@
-"""FLOPs of Kunlun's parts as closed formulas (model_spec §10), in the order in which the graphs run them. Torch-free."""
+"""FLOPs of Kunlun's parts as closed formulas (model_spec §10). Torch-free."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from model.architectures.kunlun.options import Attention, EventTokens, Pffn, Pooling, TowerConfig, WukongConfig
 from model.architectures.terms import FeatureWidths, Terms, linear, row_linear
 
 if TYPE_CHECKING:
-    from model.architectures.kunlun.config import KunlunConfig, TowerConfig, WukongConfig
+    from model.architectures.kunlun.config import ExactConfig, KunlunConfig
+    from model.architectures.kunlun.stack import StackConfig
 
 
 def encode_terms(config: KunlunConfig, widths: FeatureWidths, lengths: Mapping[str, int], executed: bool) -> Terms:
-    """The user stream of one user."""
-    towers = {event: config.tower(event) for event in widths.caps}
-    summary_tokens = sum(tower.n_tokens for tower in towers.values())
-    yield "user_tokens", row_linear(1, widths.user, config.user_tokens * config.width, executed)
-    for event, tower in towers.items():
-        yield "history_tokens", history_tokens(lengths[event], widths.events[event], tower.width)
-    for layer in range(config.layers):
-        active = {event: tower for event, tower in towers.items() if layer < tower.layers}
-        if layer % 2 == 0 and active:
-            yield "context_summary", context_summary(config)
-        for event, tower in active.items():
-            if layer % 2 == 0:
-                yield "generated_weights", 2 * linear(config.n_kv, config.width, tower.width)
-                yield "gdpa", gdpa(lengths[event], config.n_kv, tower.width)
-                yield "seed_pooling", seed_pooling(lengths[event], tower)
-                yield "lift", linear(tower.n_tokens, tower.width, config.width)
-            else:
-                yield "self_attention", self_attention(lengths[event], widths.caps[event], tower, executed)
-        yield "user_interaction", wukong(config.user_interaction, config.user_tokens, config.width, summary_tokens)
-        yield "state", state(config, config.user_tokens + summary_tokens)
+    """`user_split`: the user stream of one user."""
+    yield from token_terms(config, widths, lengths, executed)
+    yield from stack_terms(config, widths, lengths, executed)
+    tokens = config.user_tokens + config.summary_tokens(widths.caps)
+    mixed = 2.0 * config.state_tokens * tokens * config.width
+    yield "state", config.layers * (mixed + linear(config.state_tokens, config.width, config.candidate.width))
     if config.target_pooling is not None:
-        for event, tower in towers.items():
-            yield "target_keys", 2 * linear(lengths[event], tower.width, config.target_pooling.width)
+        for event in widths.caps:
+            yield "target_keys", 2 * linear(lengths[event], config.tower(event).width, config.target_pooling.width)
 
 
 def score_terms(
@@ -45,7 +33,7 @@ def score_terms(
     executed: bool,
     lengths: Mapping[str, int],
 ) -> Terms:
-    """The candidate stream."""
+    """`user_split`: the candidate stream."""
     stream = config.candidate
     flat, user = stream.tokens * stream.width, config.state_tokens * stream.width
     yield "item_tokens", linear(candidates, widths.item, flat)
@@ -64,21 +52,75 @@ def score_terms(
     yield "head", linear(candidates, stream.head_hidden, widths.tasks)
 
 
-def seed_queries(config: KunlunConfig, widths: FeatureWidths) -> Terms:
-    """HSP seed projections, which depend on no input."""
+def exact_score_terms(
+    config: ExactConfig,
+    widths: FeatureWidths,
+    requests: int,
+    candidates: int,
+    executed: bool,
+    lengths: Mapping[str, int],
+) -> Terms:
+    """`exact`: the whole stack for every candidate; engines run it on histories padded to the caps."""
+    flat, head = config.candidate_tokens * config.width, config.head
+    yield "item_tokens", linear(candidates, widths.item, flat)
+    yield "context_tokens", row_linear(requests, widths.context, flat, executed)
+    for part, flops in stack_terms(config, widths, widths.caps if executed else lengths, executed):
+        yield part, candidates * flops
+    yield "head", 2.0 * candidates * head.tokens * config.interacting_tokens * config.width
+    yield "head", linear(candidates, head.tokens * config.width, head.hidden) + linear(candidates, head.hidden, widths.tasks)
+
+
+def token_terms(config: StackConfig, widths: FeatureWidths, lengths: Mapping[str, int], executed: bool) -> Terms:
+    """User tokens and history tokens of one user."""
+    yield "user_tokens", row_linear(1, widths.user, config.user_tokens * config.width, executed)
+    for event, inputs in widths.events.items():
+        steps, width = lengths[event], config.tower(event).width
+        yield "history_tokens", linear(steps, inputs, width) + linear(steps, width, width)
+        if config.event_tokens is EventTokens.MASKNET:
+            yield "history_tokens", linear(steps, inputs, width) + linear(steps, width, inputs)
+
+
+def stack_terms(config: StackConfig, widths: FeatureWidths, lengths: Mapping[str, int], executed: bool) -> Terms:
+    """All layers on one sample: the towers' steps and Global Interaction."""
+    towers, caps = {event: config.tower(event) for event in widths.caps}, config.caps(widths.caps)
+    for layer in range(config.layers):
+        active = {event: tower for event, tower in towers.items() if layer < tower.layers}
+        if config.is_global(layer):
+            if active and config.pffn is not Pffn.FFN:
+                yield "context_summary", context_summary(config)
+            for event, tower in active.items():
+                yield from pffn(config, tower, lengths[event])
+                yield "seed_pooling", seed_pooling(lengths[event], tower)
+                yield "lift", linear(tower.summary_tokens, tower.width, config.width)
+        for event, tower in active.items():
+            if config.attends(event, layer):
+                yield "self_attention", self_attention(lengths[event], caps[event], tower, executed)
+        interaction = wukong(config.user_interaction, config.interacting_tokens, config.width, config.summary_tokens(towers))
+        yield "user_interaction", interaction
+
+
+def seed_queries(config: StackConfig, widths: FeatureWidths) -> Terms:
+    """Seed projections of the pooling, which depend on no input."""
     for tower in map(config.tower, widths.caps):
-        yield "seed_queries", 2.0 * tower.n_seeds * tower.width**2 * ((tower.layers + 1) // 2)
+        pools = sum(config.is_global(layer) for layer in range(tower.layers))
+        yield "seed_queries", 2.0 * seeds_of(tower) * tower.width**2 * pools
 
 
-def history_tokens(steps: int, inputs: int, width: int) -> float:
-    """Two-layer token network: inputs → width → width."""
-    return linear(steps, inputs, width) + linear(steps, width, width)
-
-
-def context_summary(config: KunlunConfig) -> float:
+def context_summary(config: StackConfig) -> float:
     """Weight Generation: token mix n → n_kv, then a two-layer network."""
-    mix = 2.0 * config.user_tokens * config.n_kv * config.width
+    mix = 2.0 * config.interacting_tokens * config.n_kv * config.width
     return mix + 2 * linear(config.n_kv, config.width, config.width)
+
+
+def pffn(config: StackConfig, tower: TowerConfig, steps: int) -> Terms:
+    """The sequence's update in a global layer."""
+    if config.pffn is not Pffn.FFN:
+        yield "generated_weights", 2 * linear(config.n_kv, config.width, tower.width)
+    if config.pffn is Pffn.GENERATED_LINEAR:
+        yield "generated_weights", 2.0 * tower.width * config.n_kv * tower.width
+        yield "generated_linear", linear(steps, tower.width, tower.width)
+    else:
+        yield config.pffn.value, gdpa(steps, config.n_kv, tower.width)
 
 
 def gdpa(steps: int, n_kv: int, width: int) -> float:
@@ -86,17 +128,47 @@ def gdpa(steps: int, n_kv: int, width: int) -> float:
     return 4.0 * steps * n_kv * width
 
 
+def seeds_of(tower: TowerConfig) -> int:
+    """Learned queries of a tower's pooling."""
+    return tower.n_seeds if tower.pooling is Pooling.HSP else tower.n_tokens
+
+
 def seed_pooling(steps: int, tower: TowerConfig) -> float:
-    """HSP: K and V projections, attention of the seeds, output projection, SumKron compression."""
-    width, seeds, tokens = tower.width, tower.n_seeds, tower.n_tokens
+    """K and V projections, attention of the seeds, output projection; HSP: SumKron compression."""
+    width, seeds, tokens = tower.width, seeds_of(tower), tower.n_tokens
     attention = 2 * linear(steps, width, width) + 4.0 * seeds * steps * width + linear(seeds, width, width)
+    if tower.pooling is Pooling.PMA:
+        return attention
     return attention + 2.0 * tower.kronecker_rank * (seeds * tokens * width + tokens * width**2)
 
 
 def self_attention(steps: int, cap: int, tower: TowerConfig, executed: bool) -> float:
-    """Q, K, V, O projections and windowed scores and values; `executed` counts the form that engines run."""
-    pairs = executed_pairs(steps, cap, tower.window) if executed else window_pairs(steps, tower.window)
+    """Q, K, V, O projections, scores and values; `executed` counts the form that engines run."""
+    pairs = executed_pairs(steps, cap, tower) if executed else attended_pairs(steps, tower)
     return 4 * linear(steps, tower.width, tower.width) + 4.0 * tower.width * pairs
+
+
+def attended_pairs(steps: int, tower: TowerConfig) -> int:
+    """(query, key) pairs that a tower's self-attention asks for."""
+    match tower.attention:
+        case Attention.DENSE:
+            return steps * steps
+        case Attention.BLOCK:
+            return block_pairs(steps, tower.window)
+        case Attention.WINDOW:
+            return window_pairs(steps, tower.window)
+
+
+def executed_pairs(steps: int, cap: int, tower: TowerConfig) -> int:
+    """Pairs computed by the exported graph: blocks of w × w or w × 3w; all pairs where these would not be fewer."""
+    blocks = -(-steps // tower.window)
+    match tower.attention:
+        case Attention.BLOCK if cap > tower.window:
+            return blocks * tower.window**2
+        case Attention.WINDOW if cap > tower.window + 1:
+            return blocks * 3 * tower.window**2
+        case _:
+            return steps * steps
 
 
 def window_pairs(steps: int, window: int) -> int:
@@ -104,27 +176,22 @@ def window_pairs(steps: int, window: int) -> int:
     return steps * (2 * window + 1) - window * (window + 1) if steps > window else steps * steps
 
 
-def executed_pairs(steps: int, cap: int, window: int) -> int:
-    """Pairs computed by the exported graph: all of them where the window covers the cap, else blocks of w × 3w."""
-    if cap <= window + 1:
-        return steps * steps
-    return -(-steps // window) * window * 3 * window
+def block_pairs(steps: int, block: int) -> int:
+    """(query, key) pairs of the same block."""
+    return steps // block * block**2 + (steps % block) ** 2
 
 
 def wukong(mix: WukongConfig, tokens: int, width: int, summary_tokens: int) -> float:
     """All experts of one layer over [tokens ‖ summary_tokens]: FM, its network, linear compression and residual."""
-    out = tokens // mix.experts
-    inputs, fm = out + summary_tokens, (out + 1) // 2
-    expert = 4.0 * inputs * mix.fm_rank * width
-    expert += linear(1, inputs * mix.fm_rank, mix.hidden) + linear(1, mix.hidden, fm * width)
+    out, inputs = tokens // mix.experts, mix.inputs(tokens, summary_tokens)
+    fm, projection = (out + 1) // 2, inputs * mix.fm_rank
+    expert = 4.0 * projection * width
+    expert += linear(1, projection, mix.hidden) + linear(1, mix.hidden, fm * width)
     expert += 2.0 * ((out - fm) + out) * inputs * width
+    if mix.attentive:
+        compressed = mix.fm_rank * width
+        expert += 2.0 * inputs * compressed + linear(1, compressed, mix.hidden) + linear(1, mix.hidden, projection)
     return mix.experts * expert
-
-
-def state(config: KunlunConfig, tokens: int) -> float:
-    """R_l = W · [X ‖ H] · P."""
-    mixed = 2.0 * config.state_tokens * tokens * config.width
-    return mixed + linear(config.state_tokens, config.width, config.candidate.width)
 
 
 def gated_unit(requests: int, candidates: int, flat: int, user: int, hidden: int) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from model.architectures.graphs import EncodeGraph, Given, ScoreGraph, beside, features
 from model.architectures.kunlun.config import KunlunConfig, memory_states
 from model.architectures.terms import FeatureWidths
 from model.layers.candidate_stream import CandidateStream
+from model.layers.kunlun_layer import HistoryInput, event_module
 from model.layers.target_pooling import TargetKeys, TargetMemory
-from model.layers.user_stream import HistoryInput, TowerInput, UserStream, event_module
+from model.layers.user_stream import UserStream
 from model.schema import Schema
 from model.signature import REQUEST_INDEX
 
@@ -20,9 +23,8 @@ class KunlunEncode(EncodeGraph):
     def __init__(self, schema: Schema, config: KunlunConfig) -> None:
         super().__init__(schema, config)
         widths = FeatureWidths.of(schema)
-        towers = {event: TowerInput(widths.events[event], cap) for event, cap in widths.caps.items()}
-        self.events = tuple(towers)
-        self.stream = UserStream(config, widths.user, towers)
+        self.events = tuple(widths.caps)
+        self.stream = UserStream(config, widths)
         self.target_keys = nn.ModuleDict()
         if config.target_pooling is not None:
             for event, cap in widths.caps.items():
@@ -31,7 +33,7 @@ class KunlunEncode(EncodeGraph):
                 )
 
     def encode(self, given: Given) -> tuple[Tensor, ...]:
-        histories = {e: HistoryInput(features(given, e), given[f"{e}_age"], given[f"{e}_length"]) for e in self.events}
+        histories = histories_of(given, self.events)
         states, last = self.stream(features(given, "user"), histories)
         if self.target_keys:
             for event, history in histories.items():
@@ -53,3 +55,8 @@ class KunlunScore(ScoreGraph):
         states = [given[name] for name in self.states]
         memories = [TargetMemory(*(given[name] for name in names)) for names in self.memories]
         return self.stream(features(given, "item"), beside(given, "context"), states, given[REQUEST_INDEX], memories)
+
+
+def histories_of(given: Given, events: Iterable[str]) -> dict[str, HistoryInput]:
+    """The padded histories among the inputs of `encode_user`."""
+    return {e: HistoryInput(features(given, e), given[f"{e}_age"], given[f"{e}_length"]) for e in events}

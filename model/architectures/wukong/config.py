@@ -13,8 +13,8 @@ from pydantic import Field
 
 from model.architectures.base import ArchitectureConfig
 from model.architectures.joined_terms import joined_linear
-from model.architectures.kunlun.config import WukongConfig
 from model.architectures.kunlun.flops import wukong
+from model.architectures.kunlun.options import WukongConfig
 from model.architectures.terms import FeatureWidths, Terms, linear, row_linear
 from model.schema import Schema
 from model.tensor_spec import TensorSpec
