@@ -60,6 +60,7 @@ class LogQuality:
     data: Path
     workdir: Path
     seeds: Sequence[int]
+    config: Path = CONFIG
     tested: dict[str, list[TaskDraws]] = field(default_factory=dict)
 
     def checks(self) -> list[Callable[[], Check]]:
@@ -90,7 +91,7 @@ class LogQuality:
         _only_with_positives(self.workdir / "data", data)
         config = self.workdir / "metarank.yaml"
         split = {"split": "time", "validation_share": VALIDATION_SHARE, "test_share": TEST_SHARE}
-        config.write_text(yaml.safe_dump(yaml.safe_load(CONFIG.read_text()) | split))
+        config.write_text(yaml.safe_dump(yaml.safe_load(self.config.read_text()) | split))
         log = load_request_log(data)
         test = split_requests(log, "time", validation=VALIDATION_SHARE, test=TEST_SHARE).test
         runs = [self._train(config, data, f"metarank-{seed}", seed) for seed in self.seeds]
@@ -111,7 +112,7 @@ class LogQuality:
     @cached_property
     def _runs(self) -> list[Path]:
         assert self.log
-        return [self._train(CONFIG, self.workdir / "data", f"run-{seed}", seed) for seed in self.seeds]
+        return [self._train(self.config, self.workdir / "data", f"run-{seed}", seed) for seed in self.seeds]
 
     def _per_user(self, name: str, targets: dict[str, float]) -> Check:
         test = split_requests(self.log, "per_user_last").test
