@@ -12,6 +12,7 @@ from model.data.canonical import LogFile, write_log
 from model.data.request_log import RequestLog, load_request_log
 from model.data.split import KINDS, split_requests
 from model.schema import Schema
+from model.training.config import SplitKind, TrainConfig, split_of
 
 SCHEMA = parse_yaml(
     Schema,
@@ -81,3 +82,12 @@ def test_mistakes_are_named(log: RequestLog, tmp_path: Path) -> None:
         split_requests(log, "time", validation=0.5, test=0.5)
     with pytest.raises(ConfigError, match=r"the test part is empty: the log has 1 request\(s\)"):
         split_requests(log_of(tmp_path / "log", ["a"], [1]), "per_user_last")
+
+
+def test_a_training_configuration_says_how_much_is_held_out(log: RequestLog) -> None:
+    config = TrainConfig(split=SplitKind.TIME, validation_share=0.05, test_share=0.4)
+    own, usual = split_of(config, log), split_requests(log, "time", validation=0.05, test=0.4)
+    assert [p.tolist() for p in (own.train, own.validation, own.test)] == [
+        p.tolist() for p in (usual.train, usual.validation, usual.test)
+    ]
+    assert len(own.test) == pytest.approx(160, abs=5)
