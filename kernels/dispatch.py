@@ -35,7 +35,7 @@ def gdpa(
     """
     if not use_triton(q, backend):
         return gdpa_padded(q, k, v, params) if jagged is None else gdpa_jagged(q, k, v, params, jagged)
-    k, v = _autocast(k), _autocast(v)
+    q, k, v = _autocast(q), _autocast(k), _autocast(v)
     if jagged is None:
         check_padded(q, k, v, params)
         rows = padded_layout(q, k)
@@ -60,7 +60,8 @@ def pffn(
     """
     if not use_triton(q, backend):
         return pffn_padded(q, k, v, params, eps, normed) if jagged is None else pffn_jagged(q, k, v, params, jagged, eps)
-    k, v = _autocast(k), _autocast(v)
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = q.float(), _autocast(k), _autocast(v)  # normalisations and the residual stream stay f32, products do not
     if jagged is None:
         check_padded(q, k, v, params)
         rows = padded_layout(q, k, lengths)
@@ -95,6 +96,6 @@ def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """K or V in autocast's dtype where that is on; q keeps its own, as the residual stream does beside autocast products."""
+    """An operand of products in autocast's dtype where that is on."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

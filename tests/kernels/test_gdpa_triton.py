@@ -15,7 +15,7 @@ from ragged import DEVICE, offsets_of, rows
 from torch import Tensor
 
 from kernels.activations import NAMES
-from kernels.dispatch import pffn
+from kernels.dispatch import gdpa, pffn
 from kernels.gdpa import launch
 from kernels.gdpa.params import GDPAParams, Jagged
 from kernels.gdpa.reference import gdpa_jagged, gdpa_jagged_backward
@@ -208,3 +208,16 @@ def test_block_on_padded_rows_through_the_dispatcher_equals_the_exported_form() 
     inside = (q != 0).float()
     for i, (ours, theirs) in enumerate(zip(*results, strict=True)):
         torch.testing.assert_close(ours, theirs * inside if i == 1 else theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_autocast_multiplies_in_16_bits_and_keeps_the_residual_stream_in_float32() -> None:
+    q, k, v = (rows(*shape, 2, 16, dtype=torch.float32, seed=seed) for seed, shape in enumerate([(2, 9), (2, 8), (2, 8)]))
+    leaves = [t.clone().requires_grad_() for t in (q.bfloat16(), k, v)]
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        out = pffn(*leaves, GDPAParams(), backend="triton")
+        mixed = gdpa(*leaves, GDPAParams(), backend="triton")
+    out.sum().backward()
+    assert (out.dtype, mixed.dtype) == (torch.float32, torch.bfloat16)
+    assert [leaf.grad.dtype for leaf in leaves] == [torch.bfloat16, torch.float32, torch.float32]
+    want = pffn(leaves[0].detach().double(), k.double(), v.double(), GDPAParams())
+    assert distance(out, want) <= FLOOR[torch.bfloat16]
