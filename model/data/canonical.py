@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -123,7 +123,7 @@ def write_log(
     Raises `LogError` for a column or a `negative_rate` that does not fit, `ConfigError` when `directory` holds something else.
     """
     target = Path(directory)
-    _negative_rate(target / INFO_FILE, info)
+    negative_rate_of(target / INFO_FILE, info)
     check_output(target)
     aside = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
@@ -133,7 +133,7 @@ def write_log(
             where = target / f"{file}.parquet"
             declared = columns_of(schema, file)
             given = {n: _array(where, n, v, declared) for n, v in tables[file].items()}
-            pq.write_table(_fit(where, pa.table(given), declared), aside / f"{file}.parquet", compression="zstd")
+            pq.write_table(fit_table(where, pa.table(given), declared), aside / f"{file}.parquet", compression="zstd")
         text = yaml.safe_dump(schema.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
         (aside / SCHEMA_FILE).write_text(text, encoding="utf-8")
         (aside / INFO_FILE).write_text(json.dumps(dict(info), indent=1) + "\n", encoding="utf-8")
@@ -156,21 +156,40 @@ def read_log(directory: str | Path) -> CanonicalLog:
     if not (path / SCHEMA_FILE).is_file():
         raise ConfigError(f"{path}: not a canonical log (no {SCHEMA_FILE}); expected the --output of `kunlun prepare`")
     schema = load_schema(path / SCHEMA_FILE)
-    tables = {}
-    for file in LogFile:
-        where = path / f"{file}.parquet"
-        try:
-            table = pq.read_table(where)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ConfigError(f"{where}: cannot be read as Parquet: {error}") from error
-        tables[file] = _fit(where, table, columns_of(schema, file))
-        _check_rows(where, file, tables[file], schema)
     info_path = path / INFO_FILE
     info = json.loads(info_path.read_text(encoding="utf-8")) if info_path.is_file() else {}
-    return CanonicalLog(path, schema, tables, info, _negative_rate(info_path, info))
+    tables = {file: read_file(path, file, schema) for file in LogFile}
+    return CanonicalLog(path, schema, tables, info, negative_rate_of(info_path, info))
 
 
-def _negative_rate(where: Path, info: Mapping[str, Any]) -> float:
+def read_file(directory: Path, file: LogFile, schema: Schema) -> pa.Table:
+    """Read and check one file of a log; raises as `read_log` does."""
+    where = directory / f"{file}.parquet"
+    try:
+        table = pq.read_table(where)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"{where}: cannot be read as Parquet: {error}") from error
+    table = fit_table(where, table, columns_of(schema, file))
+    check_rows(where, file, table, schema)
+    return table
+
+
+def read_batches(directory: Path, file: LogFile, schema: Schema, rows: int) -> Iterator[pa.Table]:
+    """The same by at most `rows` rows at a time. That ids are distinct is checked within a batch only."""
+    where, declared = directory / f"{file}.parquet", columns_of(schema, file)
+    try:
+        parquet = pq.ParquetFile(where)
+        wanted = [name for name in declared if name in parquet.schema_arrow.names]
+        for batch in parquet.iter_batches(rows, columns=wanted):
+            table = fit_table(where, pa.Table.from_batches([batch]), declared)
+            check_rows(where, file, table, schema)
+            yield table
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"{where}: cannot be read as Parquet: {error}") from error
+
+
+def negative_rate_of(where: Path, info: Mapping[str, Any]) -> float:
+    """`negative_rate` of ``dataset.json``, 1 where it does not say; raises `LogError`."""
     rate = info.get("negative_rate", 1.0)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
         raise LogError(where, "negative_rate", "a number above 0 and at most 1", repr(rate))
@@ -201,7 +220,7 @@ def _array(where: Path, name: str, values: Any, declared: Mapping[str, Column]) 
         raise LogError(where, f"column {name!r}", column.expected, str(error)) from error
 
 
-def _fit(where: Path, table: pa.Table, declared: Mapping[str, Column]) -> pa.Table:
+def fit_table(where: Path, table: pa.Table, declared: Mapping[str, Column]) -> pa.Table:
     """The declared columns of `table` in the declared types; other columns are left out."""
     fitted: dict[str, pa.ChunkedArray] = {}
     for name, column in declared.items():
@@ -224,7 +243,7 @@ def _fit(where: Path, table: pa.Table, declared: Mapping[str, Column]) -> pa.Tab
     return pa.table(fitted)
 
 
-def _check_rows(where: Path, file: LogFile, table: pa.Table, schema: Schema) -> None:
+def check_rows(where: Path, file: LogFile, table: pa.Table, schema: Schema) -> None:
     """What types cannot say: ids are distinct (events: per user, as the store drops repeats), types are declared."""
     key = {LogFile.REQUESTS: ["request_id"], LogFile.ITEMS: ["item_id"], LogFile.USERS: ["user_id"]}
     columns = key.get(file, ["user_id", "event_id"])

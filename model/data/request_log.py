@@ -7,7 +7,7 @@ that the server uses (`model.history`), over events in arrival order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model.config import ConfigError
+from model.data.arrow_columns import event_records, flat, int64_of, item_keys_of, offsets_of, records_of, shown_columns
 from model.data.canonical import CanonicalLog, LogFile, read_log
-from model.hashing import MISSING_KEY, string_keys
+from model.hashing import string_keys
 from model.history import arrived_before, visible_history, visible_lengths
-from model.records import (
-    ARRIVAL_MS,
-    ITEM,
-    TIME_MS,
-    FieldError,
-    Records,
-    event_dtype,
-    feature_dtype,
-    fill_multi_column,
-    fill_scalar_column,
-    missing_records,
-)
-from model.records import keys as keys_of
-from model.schema import EventType, Feature, FeatureKind, HashSpec, Schema
+from model.records import FieldError, Records, missing_records
+from model.schema import EventType, Schema
+
+BLOCK_REQUESTS = 16_384
+"""Requests that passes over a whole log take at a time, so that their arrays do not grow with it."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +46,10 @@ class RequestLog:
     """N requests in time order, C shown items, U users, I items."""
 
     schema: Schema
-    request_ids: list[str]
+    request_ids: Sequence[str]
     time_ms: NDArray[np.int64]  # [N]
     user_index: NDArray[np.int64]  # [N]
-    user_ids: list[str]
+    user_ids: Sequence[str]
     user_keys: NDArray[np.int64]  # [U]
     users: Records  # [U]
     contexts: Records  # [N]
@@ -67,7 +59,7 @@ class RequestLog:
     labels: NDArray[np.float32]  # [C, tasks], NaN unknown
     columns: dict[str, NDArray[np.float32]]  # [C] request columns
     truth: NDArray[np.float32] | None  # [C, tasks] true probabilities of synthetic data
-    item_ids: list[str] | list[int]  # of a log that has keys in place of strings: these
+    item_ids: Sequence[str] | Sequence[int]  # of a log that has keys in place of strings: these
     item_keys: NDArray[np.int64]  # [I]
     items: Records  # [I]
     events: dict[str, ArrivalLog]
@@ -105,13 +97,18 @@ class RequestLog:
         ends = np.cumsum(sizes)
         return np.repeat(self.offsets[requests] - (ends - sizes), sizes) + np.arange(sizes.sum())
 
-    def negatives(self) -> NDArray[np.bool_]:
-        """Shown items [C] that down-sampling may drop: every task's label is known and 0."""
-        return np.asarray(np.all(self.labels == 0, axis=1))
+    def blocks(self, requests: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """The given requests, `BLOCK_REQUESTS` at a time."""
+        for start in range(0, len(requests), BLOCK_REQUESTS):
+            yield requests[start : start + BLOCK_REQUESTS]
 
-    def weights(self) -> NDArray[np.float64]:
-        """How many shown items of the full distribution each one [C] stands for: `negatives` 1 / `negative_rate`, others 1."""
-        return np.where(self.negatives(), 1 / self.negative_rate, 1.0)
+    def negatives(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """Which shown items (of all, or of `rows`) down-sampling may drop: every task's label is known and 0."""
+        return np.asarray(np.all((self.labels if rows is None else self.labels[rows]) == 0, axis=1))
+
+    def weights(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """How many shown items of the full distribution each one (or of `rows`) stands for; not 1 for `negatives` alone."""
+        return np.where(self.negatives(rows), 1 / self.negative_rate, 1.0)
 
     def subset(self, requests: NDArray[np.int64] | NDArray[np.bool_]) -> RequestLog:
         """The given requests only, in the given order; users, items and events stay whole."""
@@ -145,92 +142,45 @@ def load_request_log(directory: str | Path) -> RequestLog:
 def _build(log: CanonicalLog) -> RequestLog:
     schema, tables = log.schema, log.tables
     requests = tables[LogFile.REQUESTS]
-    requests = requests.take(pa.array(np.argsort(_int64(requests["time_ms"]), kind="stable")))
+    requests = requests.take(pa.array(np.argsort(int64_of(requests["time_ms"]), kind="stable")))
     items, users, events = tables[LogFile.ITEMS], tables[LogFile.USERS], tables[LogFile.EVENTS]
-    user_ids, (user_of, event_user) = _identities(users["user_id"], requests["user_id"], events["user_id"])
-    items, shown = _alike(items, _flat(requests["items"]), schema)
-    item_ids, (item_of,) = _identities(items["item_id"], shown)
-    rows = len(item_of)
-    tasks = [f"label_{t.name}" for t in schema.tasks]
-    truth = [f"truth_{t.name}" for t in schema.tasks]
+    known_users = Identities(users["user_id"].to_pylist())
+    user_of, event_user = known_users.numbers_of(requests["user_id"]), known_users.numbers_of(events["user_id"])
+    items, shown = _alike(items, flat(requests["items"]), schema)
+    known_items = Identities(items["item_id"].to_pylist())
+    item_of = known_items.numbers_of(shown)
+    user_ids, item_ids = known_users.ids, known_items.ids
+    own = shown_columns(requests, schema, len(item_of))
     return RequestLog(
         schema=schema,
         request_ids=requests["request_id"].to_pylist(),
-        time_ms=_int64(requests["time_ms"]),
+        time_ms=int64_of(requests["time_ms"]),
         user_index=user_of,
         user_ids=user_ids,
         user_keys=string_keys(user_ids, schema.hash),
-        users=_extended(records_of(users, schema.user, schema, "users.parquet"), len(user_ids)),
+        users=extended(records_of(users, schema.user, schema, "users.parquet"), len(user_ids)),
         contexts=records_of(requests, [f for f in schema.context if f.derived is None], schema, "requests.parquet"),
-        offsets=_offsets(requests["items"]),
+        offsets=offsets_of(requests["items"]),
         item_index=item_of,
-        positions=_numbers(requests, "positions", rows, np.int32, -1),
-        labels=np.stack([_labels(requests, name, rows) for name in tasks], axis=1),
-        columns={c: _numbers(requests, f"column_{c}", rows, np.float32, np.nan) for c in schema.request_columns},
-        truth=(
-            np.stack([_numbers(requests, name, rows, np.float32, np.nan) for name in truth], axis=1)
-            if all(name in requests.column_names for name in truth)
-            else None
-        ),
+        positions=own.positions,
+        labels=own.labels,
+        columns=own.columns,
+        truth=own.truth,
         item_ids=item_ids,
         item_keys=item_keys_of(pa.array(item_ids, items["item_id"].type), schema, "items.parquet: item_id"),
-        items=_extended(records_of(items, schema.item_features, schema, "items.parquet"), len(item_ids)),
+        items=extended(records_of(items, schema.item_features, schema, "items.parquet"), len(item_ids)),
         events={e.name: _arrivals(events, e, schema, event_user, len(user_ids)) for e in schema.events},
         negative_rate=log.negative_rate,
     )
 
 
-def records_of(table: pa.Table, features: Sequence[Feature], schema: Schema, where: str, prefix: str = "") -> Records:
-    """Feature records of a Parquet table's rows; columns are called ``<prefix><feature>``, absent ones are missing."""
-    records = missing_records(feature_dtype(features), len(table))
-    for f in features:
-        name = prefix + f.name
-        if name not in table.column_names:
-            continue
-        column = table[name].combine_chunks()
-        if f.kind is FeatureKind.MULTI:
-            filled = pc.coalesce(column, pa.scalar([], column.type))
-            fill_multi_column(
-                records, f, _ids(_flat(filled), schema.hash), _offsets(filled).tolist(), schema.hash, f"{where}: {name}"
-            )
-        else:
-            values = column.to_pylist() if f.kind is FeatureKind.NUMERIC else _ids(column, schema.hash)
-            fill_scalar_column(records, f, values, schema.hash, f"{where}: {name}")
-    return records
-
-
-def item_keys_of(column: pa.ChunkedArray | pa.Array, schema: Schema, where: str) -> NDArray[np.int64]:
-    """int64 keys [N] of a column of item ids, or of their keys; raises `FieldError`."""
-    return keys_of(_ids(column, schema.hash), schema.item.id_type, schema.hash, where)
-
-
-def event_records(table: pa.Table, event: EventType, schema: Schema) -> Records:
-    """Event records of rows of an events table that all have type `event`."""
-    records = np.zeros(len(table), dtype=event_dtype(event))
-    records[ITEM] = item_keys_of(table["item_id"], schema, "events.parquet: item_id")
-    records[TIME_MS], records[ARRIVAL_MS] = _int64(table["time_ms"]), _int64(table["arrival_ms"])
-    attributes = records_of(table, event.attributes, schema, "events.parquet", f"{event.name}.")
-    for f in event.attributes:
-        records[f.name] = attributes[f.name]
-    return records
-
-
 def _arrivals(table: pa.Table, event: EventType, schema: Schema, user_of_row: NDArray[np.int64], users: int) -> ArrivalLog:
     own = np.flatnonzero(pc.equal(table["type"], event.name).to_numpy(zero_copy_only=False))
     users_of_own = user_of_row[own]
-    order = np.lexsort((np.arange(len(own)), _int64(table["arrival_ms"])[own], users_of_own))
+    order = np.lexsort((np.arange(len(own)), int64_of(table["arrival_ms"])[own], users_of_own))
     records = event_records(table.take(pa.array(own[order])), event, schema)
     counts = np.bincount(users_of_own, minlength=users)
     return ArrivalLog(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), records)
-
-
-def _ids(column: pa.ChunkedArray | pa.Array, hash_spec: HashSpec) -> Any:
-    """Keys int64 [N] of texts, each distinct one hashed once, or of integers (ids or keys); `MISSING_KEY` for null."""
-    if pa.types.is_string(column.type):
-        encoded = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).dictionary_encode()
-        keys = np.append(string_keys(encoded.dictionary.to_pylist(), hash_spec), np.int64(MISSING_KEY))
-        return keys[pc.fill_null(encoded.indices, len(keys) - 1).to_numpy(zero_copy_only=False)]
-    return np.asarray(pc.fill_null(column.cast(pa.int64()), MISSING_KEY).to_numpy(zero_copy_only=False))
 
 
 def _alike(items: pa.Table, shown: pa.Array, schema: Schema) -> tuple[pa.Table, pa.Array]:
@@ -243,67 +193,26 @@ def _alike(items: pa.Table, shown: pa.Array, schema: Schema) -> tuple[pa.Table, 
     return items.set_column(at, "item_id", keyed), pa.array(item_keys_of(shown, schema, "requests.parquet: items"))
 
 
-def _identities(known: pa.ChunkedArray, *columns: pa.ChunkedArray | pa.Array) -> tuple[list[Any], list[NDArray[np.int64]]]:
-    """All ids, those of `known` first, and the rows of every column's ids among them."""
-    ids = known.to_pylist()
-    row_of: dict[Any, int] = {identity: row for row, identity in enumerate(ids)}
-    indices = []
-    for column in columns:
-        encoded = (
-            column.combine_chunks().dictionary_encode() if isinstance(column, pa.ChunkedArray) else column.dictionary_encode()
-        )
-        for identity in encoded.dictionary.to_pylist():
-            if identity not in row_of:
-                row_of[identity] = len(ids)
-                ids.append(identity)
-        lookup = np.array([row_of[i] for i in encoded.dictionary.to_pylist()], dtype=np.int64)
+class Identities:
+    """Distinct ids in order of appearance, beginning with known ones, and the number of each."""
+
+    def __init__(self, known: list[Any]) -> None:
+        self.ids = list(known)
+        self._number = {identity: number for number, identity in enumerate(self.ids)}
+
+    def numbers_of(self, column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
+        """Numbers [N] of a column's ids; new ones are added."""
+        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        encoded = array.dictionary_encode()
+        for identity in (found := encoded.dictionary.to_pylist()):
+            if identity not in self._number:
+                self._number[identity] = len(self.ids)
+                self.ids.append(identity)
+        lookup = np.array([self._number[i] for i in found], dtype=np.int64)
         codes = encoded.indices.to_numpy(zero_copy_only=False)
-        indices.append(lookup[codes] if len(codes) else np.empty(0, dtype=np.int64))
-    return ids, indices
+        return lookup[codes] if len(codes) else np.empty(0, dtype=np.int64)
 
 
-def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """All values of a list column, in order."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return array.flatten()
-
-
-def _offsets(column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
-    """Row boundaries of a list column, from 0."""
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _numbers(table: pa.Table, name: str, rows: int, dtype: Any, missing: float) -> NDArray[Any]:
-    """A flat list column aligned with the shown items; a null row or an absent column is all missing."""
-    out = np.full(rows, missing, dtype=dtype)
-    if name not in table.column_names:
-        return out
-    column, bounds = table[name], _offsets(table["items"])
-    sizes, given = np.diff(bounds), np.diff(_offsets(column))
-    present = pc.is_valid(column).to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero(present & (sizes != given))
-    if len(wrong):
-        raise FieldError(
-            f"requests.parquet: {name}", f"{sizes[wrong[0]]} values (as `items`) in row {wrong[0]}", str(given[wrong[0]])
-        )
-    values = pc.fill_null(_flat(column).cast(pa.float64()), float("nan") if dtype != np.int32 else float(missing))
-    out[np.repeat(present, sizes)] = values.to_numpy(zero_copy_only=False)
-    return out
-
-
-def _labels(table: pa.Table, name: str, rows: int) -> NDArray[np.float32]:
-    """Labels 0 and 1, NaN where unknown."""
-    labels = _numbers(table, name, rows, np.float32, np.nan)
-    if np.any((labels != 0) & (labels != 1) & ~np.isnan(labels)):
-        raise FieldError(f"requests.parquet: {name}", "labels 0, 1 or null", str(np.nanmax(labels)))
-    return labels
-
-
-def _int64(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    return np.asarray(column.to_numpy(), dtype=np.int64)
-
-
-def _extended(records: Records, count: int) -> Records:
+def extended(records: Records, count: int) -> Records:
     """Records padded to `count` rows with missing values."""
     return np.concatenate([records, missing_records(records.dtype, count - len(records))])

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from model.data.request_log import event_records, item_keys_of, records_of
+from model.data.arrow_columns import event_records, item_keys_of, records_of
 from model.records import ARRIVAL_MS, FieldError, Records
 from model.schema import Schema
 from serving.core.types import UserEvent
