@@ -146,9 +146,16 @@ def rate_table(
     unique, at = np.unique(keys[known], return_inverse=True)
     positives = np.bincount(at, labels[known], len(unique))
     shown = np.bincount(at, weights[known], len(unique))
+    return counted_rates(unique, positives.astype(np.float64), shown.astype(np.float64), strength)
+
+
+def counted_rates(
+    keys: NDArray[np.int64], positives: NDArray[np.float64], shown: NDArray[np.float64], strength: float
+) -> RateTable:
+    """The same from counts of every item [I], `keys` ascending."""
     base = float(np.float32(np.clip(positives.sum() / max(shown.sum(), 1.0), 1e-4, 1 - 1e-4)))  # as it will be stored
     rates = (positives + strength * base) / (shown + strength)
-    return RateTable(unique, rates.astype(np.float32), base)
+    return RateTable(keys, rates.astype(np.float32), base)
 
 
 def tables_to_arrays(tables: Mapping[str, RateTable]) -> dict[str, NDArray[np.generic]]:

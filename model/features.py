@@ -240,7 +240,9 @@ class FeatureEncoder:
         affinities: Sequence[Affinities] = (),
     ) -> Encoded:
         """Contexts: records [R], request times [R], time of the newest event per request (-1: none) [R], `affinities` [R]."""
-        derived = {f.name: _derived(f.derived, request_ms, newest_ms) for f in self.schema.context if f.derived is not None}
+        derived = {
+            f.name: derived_feature(f.derived, request_ms, newest_ms) for f in self.schema.context if f.derived is not None
+        }
         encoded = self._encode(self.layout.context, self.schema.context, records, derived=derived)
         if not self.schema.affinities:
             return encoded
@@ -364,7 +366,7 @@ def gather(layout: GroupLayout, rows: NDArray[np.int32], tables: Mapping[str, ND
     return out
 
 
-def _derived(kind: Derived, request_ms: NDArray[np.int64], newest_ms: NDArray[np.int64]) -> NDArray[np.float32]:
+def derived_feature(kind: Derived, request_ms: NDArray[np.int64], newest_ms: NDArray[np.int64]) -> NDArray[np.float32]:
     """Derived context feature, float32 [R]; times in UTC."""
     seconds = request_ms // 1000
     if kind is Derived.HOUR_OF_DAY:
@@ -389,74 +391,6 @@ def fit_affinity_moments(encoder: FeatureEncoder, samples: Iterable[Affinities])
     return replace(encoder.stats, moments=moments)
 
 
-def fit_stats(
-    schema: Schema,
-    *,
-    users: Records,
-    user_keys: NDArray[np.int64],
-    contexts: Records,
-    request_ms: NDArray[np.int64],
-    newest_ms: NDArray[np.int64],
-    items: Records,
-    item_keys: NDArray[np.int64],
-    events: Mapping[str, Records],
-    rates: Mapping[str, RateTable] | None = None,
-) -> FeatureStats:
-    """Fit moments, boundaries and vocabularies on training records; `rates` (per affinity) are kept as they are.
-
-    `item_keys` is every item shown in training (with repeats: counts decide `min_count`), `items` the
-    item table. Keys of histories count for the item vocabulary as well.
-    """
-    moments: dict[str, tuple[float, float]] = {}
-    boundaries: dict[str, tuple[float, ...]] = {}
-    seen: dict[str, list[NDArray[np.int64]]] = {name: [] for name in schema.tables}
-    seen[schema.item.table] += [item_keys, *(e[ITEM] for e in events.values())]
-    if schema.user_id_table is not None:
-        seen[schema.user_id_table].append(user_keys)
-    derived = {f.name: _derived(f.derived, request_ms, newest_ms) for f in schema.context if f.derived is not None}
-    groups: list[tuple[str, Sequence[Feature], Records]] = [
-        (USER, schema.user, users),
-        (CONTEXT, schema.context, contexts),
-        (ITEMS, schema.item_features, items),
-    ]
-    groups += [(e.name, e.attributes, events[e.name]) for e in schema.events]
-    for group, features, records in groups:
-        for f in features:
-            key, column = f"{group}.{f.name}", derived[f.name] if f.name in derived and group == CONTEXT else records[f.name]
-            if f.kind is not FeatureKind.NUMERIC:
-                assert f.table is not None
-                seen[f.table].append(np.asarray(column, dtype=np.int64).reshape(-1))
-                continue
-            present = column[~np.isnan(column)].astype(np.float64)
-            if f.buckets is not None:
-                boundaries[key] = f.buckets.boundaries or _quantiles(present, f.buckets.quantiles or 2)
-            else:
-                present = np.log1p(np.maximum(present, 0)) if f.log1p else present
-                deviation = float(present.std()) if len(present) else 0.0
-                moments[key] = (float(present.mean()) if len(present) else 0.0, deviation if deviation > 1e-6 else 1.0)
-    vocabularies = {
-        name: _vocabulary(seen[name], table.encoding.min_count, table.encoding.max_size)
-        for name, table in schema.tables.items()
-        if not isinstance(table.encoding, HashBuckets)
-    }
-    return FeatureStats(moments, boundaries, vocabularies, rates or {})
-
-
-def _quantiles(values: NDArray[np.float64], count: int) -> tuple[float, ...]:
-    if not len(values):
-        return (0.0,)
-    return tuple(float(v) for v in np.unique(np.quantile(values, np.arange(1, count) / count)))
-
-
-def _vocabulary(columns: Sequence[NDArray[np.int64]], min_count: int, max_size: int) -> NDArray[np.int64]:
-    keys = np.concatenate(columns) if columns else np.empty(0, np.int64)
-    unique, counts = np.unique(keys[keys != MISSING_KEY], return_counts=True)
-    unique, counts = unique[counts >= min_count], counts[counts >= min_count]
-    if len(unique) > max_size:
-        unique = np.sort(unique[np.argsort(-counts, kind="stable")[:max_size]])
-    return unique
-
-
 __all__ = [
     "Affinities",
     "Encoded",
@@ -466,7 +400,7 @@ __all__ = [
     "FeatureStats",
     "GroupLayout",
     "Slot",
+    "derived_feature",
     "fit_affinity_moments",
-    "fit_stats",
     "gather",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kunlun.cli import Command, UsageError
 from model.cli.console import add_json_flag, note, progress_bar, report
+from model.cli.log_flags import add_log_flags, open_log
 from model.config import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="training configuration (YAML)")
     parser.add_argument("--data", type=Path, required=True, help="canonical log, as written by `kunlun prepare`")
+    add_log_flags(parser)
     parser.add_argument("--output", type=Path, required=True, help="directory of this run")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --output")
     parser.add_argument("--seed", type=int, help="override the configuration's seed")
@@ -33,14 +35,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from model.data.request_log import load_request_log
     from model.training.config import load_train_config, parse_config
     from model.training.fit_run import Observer, fit_run
 
     config = load_train_config(arguments.config)
     if arguments.seed is not None:
         config = parse_config(config.model_dump() | {"seed": arguments.seed})
-    log = load_request_log(arguments.data)
+    log = open_log(arguments)
     with progress_bar(arguments.json) as bar:
         task = bar.add_task("training", total=None, note="")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kunlun.cli import Command, UsageError
 from model.cli.console import add_json_flag, note, progress_bar, report
+from model.cli.log_flags import add_log_flags, open_log
 from model.cli.train import step_note
 from model.config import ConfigError, read_yaml
 
@@ -21,6 +22,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--space", type=Path, required=True, help="fields to vary and their values (YAML)")
     parser.add_argument("--data", type=Path, required=True, help="canonical log, as written by `kunlun prepare`")
     parser.add_argument("--trials", type=int, default=20, help="trials in all, earlier ones included (default: 20)")
+    add_log_flags(parser)
     parser.add_argument("--output", type=Path, required=True, help="directory of the search")
     parser.add_argument("--resume", action="store_true", help="continue the search in --output")
     add_json_flag(parser)
@@ -36,7 +38,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    from model.data.request_log import load_request_log
     from model.training.fit_run import Observer
     from model.training.search_space import load_space, with_values
     from model.training.tuning import BEST_CONFIG, TABLE, Search
@@ -44,7 +45,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     base = read_yaml(arguments.config)
     with_values(base, {})
     space = load_space(arguments.space, base)
-    search = Search(arguments.output, base, space, load_request_log(arguments.data), resume=arguments.resume)
+    search = Search(arguments.output, base, space, open_log(arguments), resume=arguments.resume)
     with progress_bar(arguments.json) as bar:
         trials = bar.add_task("trials", total=arguments.trials, completed=search.finished, note="")
         training = bar.add_task("training", total=None, note="")

@@ -1,8 +1,8 @@
 """Writes the arrays of a mapped log (`model.data.mapped_log`) from the Parquet files of a canonical log.
 
 Reads some thousand rows at a time. Requests are appended in the order of the file and, if that is not the order of time, are
-brought into it by a second pass; events go through a counting sort by user, and are sorted by arrival within users whose events the
-file has in another order. Memory: a few numbers per request and user, and the ids of users and items.
+brought into it by a second pass; events go through a counting sort by user, and are sorted by arrival within users whose
+events the file has in another order. Memory: a few numbers per request and user, and the ids of users and items.
 """
 
 from __future__ import annotations

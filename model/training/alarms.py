@@ -83,14 +83,15 @@ class _Rate:
 
     @classmethod
     def of(cls, log: RequestLog, requests: NDArray[np.int64], task: int) -> _Rate:
-        positives, known = np.zeros(len(requests)), np.zeros(len(requests))
-        rows = log.rows_of(requests)
-        own = np.repeat(np.arange(len(requests)), log.offsets[requests + 1] - log.offsets[requests])
-        labels, weights = log.labels[rows, task], log.weights()[rows]
-        is_known = ~np.isnan(labels)
-        np.add.at(positives, own, np.nan_to_num(labels) * weights)
-        np.add.at(known, own, is_known * weights)
-        return cls(positives, known)
+        positives: list[NDArray[np.float64]] = [np.zeros(0)]
+        known: list[NDArray[np.float64]] = [np.zeros(0)]
+        for part in log.blocks(requests):
+            rows = log.rows_of(part)
+            own = np.repeat(np.arange(len(part)), log.offsets[part + 1] - log.offsets[part])
+            labels, weights = log.labels[rows, task], log.weights(rows)
+            positives.append(np.bincount(own, np.nan_to_num(labels) * weights, len(part)).astype(np.float64))
+            known.append(np.bincount(own, ~np.isnan(labels) * weights, len(part)).astype(np.float64))
+        return cls(np.concatenate(positives), np.concatenate(known))
 
     def jumps_from(self, other: _Rate) -> bool:
         if not (math.isfinite(self.error) and math.isfinite(other.error)):

@@ -119,6 +119,7 @@ class TrainConfig(StrictModel):
     `on_nan`: what becomes of a step that is not finite, with `skip` up to `max_skipped_steps` times in a run
     (see `model.training.alarms`).
     `patience`: evaluations without a better validation NE after which training ends.
+    `max_validation_requests`: of a larger validation part, so many, evenly spaced, choose the best step and calibrate.
     `refit_on_validation`: the run's model is trained once more on training and validation part together, as long as the
     best step took (see `model.training.fit_run`).
     """
@@ -141,6 +142,7 @@ class TrainConfig(StrictModel):
     position_debias: bool = True
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
+    max_validation_requests: Annotated[int, Field(ge=1)] = 100_000
     evaluations_per_epoch: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     threads: Annotated[int, Field(ge=0)] = 0

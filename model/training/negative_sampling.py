@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ConfigError
-from model.data.request_log import RequestLog
+from model.data.request_log import BLOCK_REQUESTS, RequestLog
 from model.training.config import TrainConfig
 
+DRAWN_ROWS = 1 << 20
 _STREAM = 20_261_124
 """Apart from the random streams of epochs and steps, which are seeded by (seed, epoch, step)."""
 
@@ -32,7 +33,7 @@ _STREAM = 20_261_124
 class NegativeSample:
     """What training sees of its part of a log."""
 
-    kept: NDArray[np.bool_]  # [C] over the whole log
+    kept: NDArray[np.bool_] | None  # [C] over the whole log; None: all
     requests: NDArray[np.int64]  # training requests with a kept item
     shown: NDArray[np.int64]  # [requests] how many of a request's items are kept
     shares: NDArray[np.float64]  # [tasks] share kept of the negatives of the full distribution
@@ -40,21 +41,35 @@ class NegativeSample:
 
 def sample_negatives(log: RequestLog, train: NDArray[np.int64], config: TrainConfig) -> NegativeSample:
     """Draw the sample of the training requests; raises `ConfigError` when no negative of a task is left."""
-    draws = np.random.default_rng([config.seed, _STREAM]).random(len(log.item_index))
-    kept = ~log.negatives() | (draws < config.negative_rate)
-    counts = np.diff(np.concatenate([[0], np.cumsum(kept)])[log.offsets])
-    rows = log.rows_of(train)
-    shares = np.ones(len(log.schema.tasks))
-    negative, weights = log.labels[rows] == 0, log.weights()[rows]
-    for number, task in enumerate(log.schema.tasks):
-        own = rows[negative[:, number]]
-        left = int(kept[own].sum())
-        if len(own) and not left:
+    kept = _draw(log, config) if config.negative_rate < 1 else None
+    counts = np.empty(len(train), np.int64)
+    left, negatives, whole = (np.zeros(len(log.schema.tasks)) for _ in range(3))
+    for number, requests in enumerate(log.blocks(train)):
+        rows = log.rows_of(requests)
+        sizes = log.offsets[requests + 1] - log.offsets[requests]
+        is_kept = np.ones(len(rows), bool) if kept is None else kept[rows]
+        owner = np.repeat(np.arange(len(requests)), sizes)
+        start = number * BLOCK_REQUESTS
+        counts[start : start + len(requests)] = np.bincount(owner, is_kept, len(requests))
+        negative, weights = log.labels[rows] == 0, log.weights(rows)
+        left += (negative & is_kept[:, None]).sum(axis=0)
+        negatives += negative.sum(axis=0)
+        whole += (negative * weights[:, None]).sum(axis=0)
+    for task, own, remaining in zip(log.schema.tasks, negatives, left, strict=True):
+        if own and not remaining:
             raise ConfigError(
                 f"negative_rate: expected a rate that leaves negatives of every task, found {config.negative_rate}, "
-                f"which leaves none of the {len(own):,} of {task.name!r} in the training part"
+                f"which leaves none of the {int(own):,} of {task.name!r} in the training part"
             )
-        if len(own):
-            shares[number] = left / weights[negative[:, number]].sum()
-    requests = train[counts[train] > 0]
-    return NegativeSample(kept, requests, counts[requests], shares)
+    shares = np.divide(left, whole, out=np.ones_like(left), where=whole > 0)
+    return NegativeSample(kept, train[counts > 0], counts[counts > 0], shares)
+
+
+def _draw(log: RequestLog, config: TrainConfig) -> NDArray[np.bool_]:
+    """Which shown items are kept; one byte for each, and the same in whatever blocks they are drawn."""
+    rng, kept = np.random.default_rng([config.seed, _STREAM]), np.empty(len(log.item_index), bool)
+    for start in range(0, len(kept), DRAWN_ROWS):
+        block = slice(start, min(start + DRAWN_ROWS, len(kept)))
+        draws = rng.random(block.stop - block.start)
+        kept[block] = (draws < config.negative_rate) | ~np.all(log.labels[block] == 0, axis=1)
+    return kept

@@ -32,12 +32,11 @@ def with_position(
 ) -> NDArray[np.float32]:
     """Raw logits plus the learned bias [positions, tasks] of where each item was shown (0: unknown)."""
     log = maker.log
-    shown = np.concatenate([log.positions[log.shown(r)] for r in requests])
-    positions = np.clip(shown.astype(np.int64) + 1, 0, len(bias) - 1)
+    positions = np.clip(log.positions[log.rows_of(requests)].astype(np.int64) + 1, 0, len(bias) - 1)
     return logits + bias[positions] * (positions > 0)[:, None]
 
 
 def labels_and_weights(maker: BatchMaker, requests: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Labels [C', tasks] in the order of `predict_logits`, and how many of the full distribution each row stands for [C']."""
     rows = maker.log.rows_of(requests)
-    return maker.log.labels[rows], maker.log.weights()[rows]
+    return maker.log.labels[rows], maker.log.weights(rows)

@@ -27,14 +27,14 @@ def popularity_prior(log: RequestLog, train: NDArray[np.int64]) -> dict[str, NDA
     Counts every shown item of the training requests, also those that training samples away. `keys` int64 [N] sorted,
     `rates` float32 [N, tasks], `default` float32 [tasks] for other items.
     """
-    shown = log.rows_of(train)
-    labels, item = log.labels[shown].astype(np.float64), log.item_index[shown]
-    counted = ~np.isnan(labels) * log.weights()[shown, None]
-    base = np.nansum(labels, axis=0) / np.maximum(counted.sum(axis=0), 1)
-    count = np.zeros((len(log.item_keys), labels.shape[1]))
+    count = np.zeros((len(log.item_keys), len(log.schema.tasks)))
     positive = np.zeros_like(count)
-    np.add.at(count, item, counted)
-    np.add.at(positive, item, np.nan_to_num(labels))
+    for requests in log.blocks(train):
+        shown = log.rows_of(requests)
+        labels, item = log.labels[shown].astype(np.float64), log.item_index[shown]
+        np.add.at(count, item, ~np.isnan(labels) * log.weights(shown)[:, None])
+        np.add.at(positive, item, np.nan_to_num(labels))
+    base = positive.sum(axis=0) / np.maximum(count.sum(axis=0), 1)
     seen = count.max(axis=1) > 0
     rates = (positive + PRIOR_STRENGTH * base) / (count + PRIOR_STRENGTH)
     order = np.argsort(log.item_keys[seen])

@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import ConfigError
-from model.data.request_log import RequestLog
+from model.data.request_log import BLOCK_REQUESTS, RequestLog
 from model.features import FeatureEncoder, FeatureStats
 from model.ranker import KunlunRanker
 from model.schema import Schema, schema_from_json
@@ -152,11 +152,13 @@ class TrainingRun:
 def log_digest(log: RequestLog) -> str:
     """SHA-256 over the schema and every request's id and time; of a down-sampled log also over what was kept."""
     digest = hashlib.sha256(log.schema.digest.encode())
-    digest.update("\n".join(log.request_ids).encode())
-    digest.update(log.time_ms.tobytes())
+    for start in range(0, len(log), BLOCK_REQUESTS):
+        digest.update(("\n" * (start > 0) + "\n".join(log.request_ids[start : start + BLOCK_REQUESTS])).encode())
+    digest.update(np.ascontiguousarray(log.time_ms).data)
     if log.negative_rate < 1:
         digest.update(repr(log.negative_rate).encode())
-        digest.update(log.offsets.tobytes() + log.item_index.tobytes())
+        digest.update(np.ascontiguousarray(log.offsets).data)
+        digest.update(np.ascontiguousarray(log.item_index).data)
     return digest.hexdigest()
 
 

@@ -76,6 +76,9 @@ class Trainer:
                 "use another split or more data"
             )
         self.run, self.config, self.selection = run, run.config, selection
+        most = run.config.max_validation_requests
+        if len(validation) > most:
+            validation = validation[np.linspace(0, len(validation) - 1, most).astype(np.int64)]
         self.maker = BatchMaker(log, run.encoder)
         self.sample = sample_negatives(log, train, self.config)
         self.parts = Parts(train, validation, self.sample.shares)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.features import PAD_ROW, FeatureEncoder, FeatureStats, GroupLayout, fit_stats, gather
+from model.feature_fit import FeatureFit
+from model.features import PAD_ROW, FeatureEncoder, FeatureStats, GroupLayout, gather
 from model.hashing import MISSING_KEY, string_keys
 from model.layers.embedding import EmbeddingTables
 from model.records import (
@@ -30,18 +31,13 @@ def encoder(schema: Schema, rng: np.random.Generator) -> FeatureEncoder:
     genres = [f"g{i % 7}" for i in range(60)]
     fill_multi_column(items, schema.item_features[0], genres, list(range(0, 61, 2)), schema.hash, "genres")
     item_keys = string_keys([f"i{i}" for i in range(30)], schema.hash)
-    stats = fit_stats(
-        schema,
-        users=missing_records(feature_dtype(schema.user), 3),
-        user_keys=np.arange(3),
-        contexts=missing_records(feature_dtype(f for f in schema.context if f.derived is None), 5),
-        request_ms=np.arange(5) * 3_600_000,
-        newest_ms=np.array([-1, 0, 0, 10, 3_600_000]),
-        items=items,
-        item_keys=item_keys,
-        events={e.name: missing_records(event_dtype(e), 0) for e in schema.events},
-    )
-    return FeatureEncoder(schema, stats)
+    fit = FeatureFit(schema)
+    fit.users(missing_records(feature_dtype(schema.user), 3))
+    contexts = missing_records(feature_dtype(f for f in schema.context if f.derived is None), 5)
+    fit.requests(contexts, np.arange(5), np.arange(5) * 3_600_000, np.array([-1, 0, 0, 10, 3_600_000]))
+    fit.items(items)
+    fit.shown(item_keys)
+    return FeatureEncoder(schema, fit.stats())
 
 
 def test_unknown_ids_are_row_zero_and_missing_multi_values_are_padding(schema: Schema, encoder: FeatureEncoder) -> None:

@@ -14,6 +14,7 @@ from model.config import ConfigError
 from model.data import map_log
 from model.data.canonical import LogFile, write_log
 from model.data.mapped_log import FOLDER, LAYOUT, is_larger_than, map_request_log
+from model.data.open_log import Storage, available_bytes, open_request_log
 from model.data.request_log import RequestLog, load_request_log
 from model.data.synthetic import generate
 from model.data.synthetic_world import SyntheticConfig
@@ -161,3 +162,17 @@ def test_an_empty_file_of_events_maps(tmp_path: Path, directory: Path) -> None:
     mapped = map_request_log(tmp_path / "log")
     assert by_id(mapped) == by_id(load_request_log(tmp_path / "log"))
     assert (tmp_path / "log" / FOLDER / LAYOUT).is_file()
+
+
+def test_a_log_that_does_not_fit_is_mapped_and_says_so(
+    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    assert available_bytes() > 1 << 20
+    open_request_log(directory, Storage.AUTO, tmp_path / "cache", notes.append)
+    assert notes == []
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr("model.data.open_log.available_bytes", lambda: 10_000)
+    open_request_log(directory, Storage.AUTO, tmp_path / "cache", notes.append)
+    assert "larger than half of the 0.0 GB of available memory: read from mapped files" in notes[0]
+    assert (tmp_path / "cache" / LAYOUT).is_file()
