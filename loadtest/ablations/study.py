@@ -18,7 +18,6 @@ import numpy as np
 from loadtest.ablations import speed
 from loadtest.ablations.trained import Study, TrainedModel
 from loadtest.ablations.variants import DEFAULT, Variant
-from model.architectures.registry import merged
 from model.cli.console import note, progress_bar
 from model.data.request_log import RequestLog, load_request_log
 from model.data.slices import arrived_by_event
@@ -45,7 +44,7 @@ class Ablations:
     def models(self) -> dict[str, list[TrainedModel]]:
         """By variant, one per seed. Raises `ConfigError` for a variant that is none, before anything is trained."""
         made = {
-            v.name: [TrainedModel(self.study, v.name, merged(self.base, v.changes), seed) for seed in range(self.seeds)]
+            v.name: [TrainedModel(self.study, v.name, v.model(self.base), seed) for seed in range(self.seeds)]
             for v in self.variants
         }
         for variant in made.values():

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.architectures.registry import merged, preset_data
+
 DEFAULT = "default"
 NOT_STATED = "not stated"
 
@@ -23,49 +25,79 @@ class Variant:
     changes: Mapping[str, Any] = field(default_factory=dict)
     paper: str = NOT_STATED
 
+    def model(self, base: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole model, from a base that names a preset."""
+        whole = merged(preset_data(base["preset"]), {k: v for k, v in base.items() if k != "preset"})
+        return merged(whole, self.changes)
+
+
+SMALL_TOWER = {"width": 16, "heads": 2, "n_seeds": 8, "n_tokens": 2, "kronecker_rank": 2, "window": 4, "layers": 1}
+EXACT = {
+    "variant": "exact",
+    "state_tokens": None,
+    "candidate": None,
+    "candidate_tokens": 4,
+    "head": {"tokens": 2, "hidden": 32},
+}
+FULL_SIZE = {"tokens": 4, "width": 32, "head_hidden": 32, "hidden": None, "wukong": {"experts": 2, "fm_rank": 4, "hidden": 32}}
 
 VARIANTS: tuple[Variant, ...] = (
     Variant(DEFAULT, "Kunlun in the `user_split` wiring, as the preset has it"),
+    Variant("exact", "the paper's wiring: candidates are set tokens, so the whole stack runs per candidate", EXACT),
     Variant(
-        "linear GDPA",
-        "GDPA without its activation: a linear map per user, as InterFormer's",
-        {"activation": "raw"},
-        "GDPA removed: NE +0.04 %, QPS -8 %",
+        "full-size candidates", "candidates in a stream of the user's own size", {"candidate": FULL_SIZE, "state_tokens": 12}
     ),
-    Variant("GDPA scale 1/τ", "the paper's scale without our gain", {"scale": "paper"}),
-    Variant("window 1", "self-attention sees one neighbour on each side", {"default_tower": {"window": 1}}),
     Variant(
-        "full attention",
-        "no window",
-        {"default_tower": {"window": 4096}},
+        "Wukong candidates",
+        "the paper's experts in the thin candidate stream, in place of gated units",
+        {"candidate": {"hidden": None, "wukong": {"experts": 1, "fm_rank": 4, "hidden": 64}}},
+    ),
+    Variant("target pooling", "candidates attend to the last S", {"target_pooling": {"seeds": 2, "width": 16}}),
+    Variant(
+        "target pooling, sigmoid",
+        "the same without normalising over events",
+        {"target_pooling": {"seeds": 2, "width": 16, "weights": "sigmoid"}},
+    ),
+    Variant("no GDPA", "K and V of the PFFN are learned, the same for every user", {"pffn": "ffn"}, "NE +0.04 %, QPS -8 %"),
+    Variant("linear GDPA", "InterFormer's generated linear map", {"pffn": "generated_linear"}),
+    Variant("GDPA scale 1/τ", "the paper's scale without our gain", {"scale": "paper"}),
+    Variant(
+        "PMA", "as many seeds as summary tokens, no SumKron", {"default_tower": {"pooling": "pma"}}, "NE +0.08 %, QPS +8.8 %"
+    ),
+    Variant(
+        "dense attention",
+        "self-attention without a window",
+        {"default_tower": {"attention": "dense"}},
         "window: NE neutral, QPS +31.1 %, FLOPs -29.5 %",
     ),
-    Variant("one layer", "no self-attention, one HSP", {"layers": 1, "default_tower": {"layers": 1}}),
-    Variant("five layers", "deeper", {"layers": 5, "default_tower": {"layers": 5}}),
+    Variant("block attention", "blocks of the window's size", {"default_tower": {"attention": "block"}}),
+    Variant(
+        "no CompSkip", "every layer runs everything", {"comp_skip": False}, "CompSkip: NE neutral, QPS +35 %, FLOPs -43.1 %"
+    ),
     Variant(
         "event towers",
         "carts in a tower of half the width and one layer",
-        {
-            "towers": {
-                "cart": {"width": 16, "heads": 2, "n_seeds": 8, "n_tokens": 2, "kronecker_rank": 2, "window": 4, "layers": 1}
-            }
-        },
+        {"towers": {"cart": SMALL_TOWER}},
         "QPS +13 %, FLOPs -11 %",
     ),
+    Variant("shared towers", "one tower for all event types", {"share_towers": True}),
     Variant(
         "one expert",
         "one Wukong expert in the user stream",
         {"user_interaction": {"experts": 1}},
-        "more experts: QPS +4 % by parallelism",
+        "QPS +4 % by expert parallelism",
     ),
+    Variant("four experts", "four", {"user_interaction": {"experts": 4}}),
+    Variant("full expert input", "experts see all set tokens, not a share", {"user_interaction": {"expert_input": "full"}}),
+    Variant("no time encoding", "self-attention without ROTE", {"time_encoding": "none"}),
+    Variant("position only", "RoPE, no time", {"time_encoding": "position"}),
+    Variant("adjacent time", "time to the event before in place of age", {"time_encoding": "adjacent"}),
+    Variant("recent tokens", "the 8 newest tokens of each tower join its summary", {"default_tower": {"n_recent": 8}}),
+    Variant("place embedding", "tokens know their place from the newest event", {"place_embedding": True}),
     Variant(
-        "Wukong candidates",
-        "the paper's experts in the candidate stream",
-        {"candidate": {"hidden": None, "wukong": {"experts": 1, "fm_rank": 4, "hidden": 64}}},
+        "places and recent tokens",
+        "both",
+        {"place_embedding": True, "default_tower": {"n_recent": 8}},
     ),
-    Variant(
-        "full-size candidates",
-        "a candidate stream four times as wide",
-        {"candidate": {"hidden": 256, "head_hidden": 128}},
-    ),
+    Variant("MaskNet", "attributes of events scaled by a mask of all of them", {"event_tokens": "masknet"}),
 )

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.architectures.base import EMBEDDING_DEVIATION
 from model.architectures.kunlun.options import EventTokens
 from model.architectures.terms import PRODUCT_WIDTH
+
+PLACE_DEVIATION = 0.5
+"""Of the vectors of places at start; attributes are lifted to about as much."""
 
 
 def row_invariant_linear(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -43,12 +47,24 @@ class HistoryTokens(nn.Module):
 
     Aligned attribute streams of the same events lie side by side in `features`; `masknet` scales each by a mask made
     from all of them, as InterFormer merges its sequences: MLP(F ⊙ MLP_mask(F)).
+
+    `places`: the token also knows its place counted from the newest event, by a learned vector for each of the first `places`
+    (later ones share the last). Attention by ROTE sees differences of positions alone, and pooling sees none, so without
+    it a model finds out who is newest only by who has nobody after it. Attributes are then lifted to unit deviation, so
+    that neither drowns the other.
     """
 
-    def __init__(self, inputs: int, width: int, kind: EventTokens = EventTokens.MLP) -> None:
+    def __init__(self, inputs: int, width: int, kind: EventTokens = EventTokens.MLP, places: int = 0) -> None:
         super().__init__()
         self.lift = nn.Linear(inputs, width)
         self.mix = nn.Linear(width, width)
+        self.places: nn.Parameter | None = None
+        if places:
+            self.places = nn.Parameter(torch.randn(places, width) * PLACE_DEVIATION)
+            with torch.no_grad():
+                self.lift.weight.mul_(1 / EMBEDDING_DEVIATION)
+                self.lift.bias.zero_()
+                self.mix.bias.zero_()
         self.mask = (
             nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, inputs))
             if kind is EventTokens.MASKNET
@@ -58,7 +74,12 @@ class HistoryTokens(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         if self.mask is not None:
             features = features * self.mask(features)
-        tokens = self.mix(F.silu(self.lift(features)))
+        lifted = self.lift(features)
+        if self.places is not None:
+            steps = torch.arange(features.shape[1], device=lengths.device)
+            place = (lengths[:, None] - 1 - steps).clamp(0, self.places.shape[0] - 1)  # 0: the newest; of padding: masked below
+            lifted = lifted + self.places[place]
+        tokens = self.mix(F.silu(lifted))
         return tokens * length_mask(lengths, features.shape[1]).unsqueeze(-1)
 
 

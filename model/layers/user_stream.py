@@ -61,7 +61,9 @@ def history_tokens(config: StackConfig, widths: FeatureWidths) -> nn.ModuleDict:
     """Token networks of every event type; their inputs differ, so they are never shared."""
     return nn.ModuleDict(
         {
-            event_module(e): HistoryTokens(inputs, config.tower(e).width, config.event_tokens)
+            event_module(e): HistoryTokens(
+                inputs, config.tower(e).width, config.event_tokens, widths.caps[e] if config.place_embedding else 0
+            )
             for e, inputs in widths.events.items()
         }
     )

@@ -32,6 +32,7 @@ class StackConfig(ArchitectureConfig):
     """Hyper-parameters of the stack. `towers` names event types; `default_tower` serves those not named.
 
     `user_interaction`: the experts of Global Interaction. `share_towers`: one tower's parameters serve all event types.
+    `place_embedding`: history tokens carry a learned vector of their place counted from the newest event.
     """
 
     architecture: Literal["kunlun"] = "kunlun"
@@ -51,6 +52,7 @@ class StackConfig(ArchitectureConfig):
     attention_norm: NormPlacement = NormPlacement.PRE
     time_encoding: TimeEncoding = TimeEncoding.AGE
     event_tokens: EventTokens = EventTokens.MLP
+    place_embedding: bool = False
 
     @model_validator(mode="after")
     def _no_dead_compute(self) -> StackConfig:

@@ -12,7 +12,7 @@ from loadtest.ablations.page import page
 from loadtest.ablations.trained import Study, TrainedModel
 from loadtest.ablations.variants import DEFAULT, VARIANTS
 from loadtest.checks.ablations import _is_defined
-from model.architectures.registry import load_preset, merged, parse_architecture
+from model.architectures.registry import load_preset, parse_architecture
 from model.data.synthetic import synthetic_schema
 
 
@@ -24,7 +24,7 @@ def test_names_are_unique_and_the_default_comes_first() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_every_variant_is_a_model_that_differs_from_the_default(variant: Any) -> None:
-    config = parse_architecture(merged({"preset": "tiny"}, variant.changes))
+    config = parse_architecture(variant.model({"preset": "tiny"}))
     config.check_schema(synthetic_schema())
     assert (config == load_preset("tiny")) == (variant.name == DEFAULT)
 

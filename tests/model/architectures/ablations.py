@@ -32,6 +32,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "norm_post": {"attention_norm": "post"},
     "n_recent": {"default_tower": {"n_recent": 3}},
     "masknet": {"event_tokens": "masknet"},
+    "place_embedding": {"place_embedding": True},
 }
 """Choices of the stack, which both wirings have."""
 
@@ -45,7 +46,7 @@ USER_SPLIT: dict[str, dict[str, Any]] = {
 }
 """Choices of the candidate stream."""
 
-EXACT = ("default", "pffn_ffn", "no_comp_skip", "towers", "share_towers", "attention_block", "n_recent")
+EXACT = ("default", "pffn_ffn", "no_comp_skip", "towers", "share_towers", "attention_block", "n_recent", "place_embedding")
 """Rows that meet what is special in `exact`: the shared q̂, histories padded to the caps, the towers."""
 
 MODELS: dict[str, dict[str, Any]] = {f"user_split-{row}": {"preset": "tiny"} | c for row, c in (ROWS | USER_SPLIT).items()} | {
