@@ -56,6 +56,7 @@ def _report(built: BuiltEngine) -> dict[str, object]:
         "precision": built.identity.precision,
         "threads": built.identity.threads,
         "parity": built.parity.model_dump() | {"passed": built.parity.passed},
+        "kernels": built.kernels,
         "compile_seconds": round(built.compile_seconds, 3),
         "device_peak_gflops": round(built.device_peak_flops / 1e9, 2),
     }
@@ -69,6 +70,7 @@ def _text(built: BuiltEngine) -> str:
             f"compiled    {built.compile_seconds:.2f} s",
             f"parity      max |Δ probability| {parity.max_probability_error:.2e}, max |Δ state| {parity.max_state_error:.2e}"
             f" (gates {parity.gate:g}, {parity.state_gate:g}): {'passed' if parity.passed else 'FAILED'}",
+            f"kernels     {built.kernels}",
             f"peak        {built.device_peak_flops / 1e9:.1f} GFLOP/s per slot (matrix product in this engine)",
             f"engine      {built.path or 'not published'}",
         ]

@@ -29,6 +29,8 @@ class BuiltEngine:
     parity: engine_cache.ParityFigures
     device_peak_flops: float
     compile_seconds: float
+    kernels: str
+    """Which of our own kernels the engine has, or why it has none."""
 
 
 def open_engine(
@@ -75,7 +77,7 @@ def build_engine(artifact: Artifact, *, target: str = "openvino", cache: Path, p
     peak = openvino_engine.measure_peak_flops(wanted.precision, threads)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kunlun-compile-") as converted:
-        openvino_engine.convert_graphs(artifact, Path(converted))
+        kernels = openvino_engine.convert_graphs(artifact, Path(converted))
         engine = openvino_engine.OpenVinoEngine(
             Path(converted), precision=wanted.precision, threads=threads, device_peak_flops=peak
         )
@@ -83,9 +85,9 @@ def build_engine(artifact: Artifact, *, target: str = "openvino", cache: Path, p
         seconds = time.perf_counter() - started
         parity = check_parity(session, engine.precision, artifact)
         if not parity.passed:
-            return BuiltEngine(None, wanted, parity, peak, seconds)
+            return BuiltEngine(None, wanted, parity, peak, seconds, kernels)
         path = engine_cache.publish(cache, artifact, wanted, Path(converted), parity, peak, seconds)
-    return BuiltEngine(path, wanted, parity, peak, seconds)
+    return BuiltEngine(path, wanted, parity, peak, seconds, kernels)
 
 
 def _known(engine: str) -> None:

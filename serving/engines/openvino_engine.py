@@ -35,6 +35,8 @@ from model.artifact import Artifact, ArtifactError
 from model.signature import ENCODE_USER
 from serving.engines.base import Tensors
 from serving.engines.cache import GRAPHS, EngineIdentity, Precision
+from serving.engines.openvino_kernels.build import LIBRARY, Kernels, build, load, source_digest
+from serving.engines.openvino_kernels.fuse import fuse_pffn
 
 TARGET = "openvino"
 PER_SHAPE = frozenset({ENCODE_USER})
@@ -95,12 +97,22 @@ class OpenVinoEngine:
     """Converted graphs of one artifact, compiled by every session."""
 
     name = TARGET
+    fused: int
+    """Blocks of the graphs that run as one of our kernels."""
 
     def __init__(self, directory: Path, *, precision: str, threads: int, device_peak_flops: float) -> None:
         self.entry, self.precision, self.threads, self.device_peak_flops = directory, precision, threads, device_peak_flops
         self._cloning = threading.Lock()
         core = ov.Core()
         self._models = {graph: core.read_model(directory / f"{graph}.xml") for graph in GRAPHS}
+        self.fused = self._fuse(directory / LIBRARY)
+
+    def _fuse(self, library: Path) -> int:
+        """Put our own kernels in the place of the operators they stand for, where `kunlun compile` could build them."""
+        if not library.is_file() or (able := load(library)) is Kernels.NONE:
+            return 0
+        bf16 = self.precision == "bf16" and able is Kernels.BF16
+        return sum(fuse_pffn(model, library, bf16=bf16) for model in self._models.values())
 
     def open_session(self) -> OpenVinoSession:
         """Sessions share nothing that is compiled and run in parallel; graphs are compiled at their first use."""
@@ -113,11 +125,12 @@ class OpenVinoEngine:
         self._models = {}
 
 
-def convert_graphs(artifact: Artifact, directory: Path) -> None:
-    """Write both graphs in OpenVINO's own form, weights in full precision."""
+def convert_graphs(artifact: Artifact, directory: Path) -> str:
+    """Write both graphs in OpenVINO's own form, weights in full precision, and our kernels; returns which, for people."""
     core = ov.Core()
     for graph in GRAPHS:
         ov.save_model(core.read_model(artifact.graph(graph)), directory / f"{graph}.xml", compress_to_fp16=False)
+    return build(directory)
 
 
 def identity(artifact: Artifact, *, precision: str, threads: int) -> EngineIdentity:
@@ -127,7 +140,7 @@ def identity(artifact: Artifact, *, precision: str, threads: int) -> EngineIdent
         artifact_digest=artifact.digest,
         target=TARGET,
         device=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip() + _instruction_sets(core),
-        libraries={"openvino": str(ov.__version__)},
+        libraries={"openvino": str(ov.__version__), "kernels": source_digest()},
         precision=resolve_precision(precision, row_invariant_in_bf16(artifact.config, widths)),
         threads=threads,
     )

@@ -28,7 +28,8 @@ def _sources_digest() -> str:
 
 
 def _engine_digest() -> str:
-    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted((ROOT / "serving/engines").glob("*.py")))).hexdigest()[:12]
+    files = sorted(file for file in (ROOT / "serving/engines").rglob("*") if file.suffix in (".py", ".cpp", ".hpp"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,9 @@ def build_artifact(repository: Path, *, preset: str = "tiny", version: str = "1"
     rates = {"liking": RateTable(np.arange(1, ITEMS + 1), np.linspace(0.01, 0.1, ITEMS, dtype=np.float32), 0.05)}
     stats = FeatureStats(numeric, {"user.age": (18.0, 30.0, 50.0)}, vocabularies, rates)
     encoder = FeatureEncoder(schema, stats)
-    model = KunlunRanker(schema, load_preset(preset), encoder.table_rows()).eval()
+    config = load_preset(preset)
+    config = config.model_copy(update={"n_kv": max(config.n_kv, 16)})  # the least that engines have a kernel of their own for
+    model = KunlunRanker(schema, config, encoder.table_rows()).eval()
     calibration = {"click": Calibration(scale=0.9, shift=-0.5), "like": Calibration(negative_rate=0.5)}
     model.score_candidates.calibrate([calibration[t.name] for t in schema.tasks])
     rng = np.random.default_rng(seed)

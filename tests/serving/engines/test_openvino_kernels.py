@@ -1,0 +1,163 @@
+"""The fused PFFN block: against the plain form, the same bits in any batch, put in the right places and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from numpy.typing import NDArray
+from openvino import opset13
+from openvino.utils.node_factory import NodeFactory
+
+from kernels.dispatch import GDPAParams
+from kernels.pffn.padded import pffn_padded
+from model.artifact import Artifact
+from serving.engines.open import open_engine
+from serving.engines.openvino_engine import cpu_settings
+from serving.engines.openvino_kernels.build import LIBRARY, Kernels, build, load
+from serving.engines.openvino_kernels.fuse import fuse_pffn
+
+CODES = {"raw": 0, "relu": 1, "leaky_relu": 2, "relu_square": 3, "fast_gelu": 4, "silu": 5}
+BOUND = {"f32": 1e-6, "bf16": 4e-3}
+"""Relative, in the L2 norm, against float64."""
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+@pytest.fixture(scope="module")
+def library(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built with the shared engine where there is a compiler."""
+    built = next(engine_cache.glob(f"*/{LIBRARY}"), None)
+    if built is None:
+        pytest.skip(build(tmp_path_factory.mktemp("kernels")))
+    return built
+
+
+def able(library: Path, precision: str) -> None:
+    if precision == "bf16" and load(library) is not Kernels.BF16:
+        pytest.skip("this CPU has no AMX")
+
+
+def inputs(shape: tuple[int, int, int, int], n_kv: int, seed: int = 0) -> Arrays:
+    """q [B, T, d], k and v [B, n_kv, H, d_h] at the sizes that a trained model has."""
+    batch, steps, heads, width = shape
+    rng = np.random.default_rng(seed)
+    made = {
+        "q": rng.standard_normal((batch, steps, heads * width)) + 0.3,
+        "k": 3 * rng.standard_normal((batch, n_kv, heads, width)),
+        "v": rng.standard_normal((batch, n_kv, heads, width)) / n_kv**0.5,
+    }
+    return {name: array.astype(np.float32) for name, array in made.items()}
+
+
+@cache
+def compiled(library: Path, activation: str, precision: str, n_kv: int, heads: int, width: int) -> Any:
+    q = opset13.parameter([-1, -1, heads * width], np.float32)
+    k, v = (opset13.parameter([-1, n_kv, heads, width], np.float32) for _ in range(2))
+    factory = NodeFactory()
+    factory.add_extension(str(library))
+    load(library)
+    attributes = {
+        "activation": CODES[activation],
+        "scale_in": 0.125,
+        "scale_out": 0.7,
+        "eps": 1e-5,
+        "bf16": precision == "bf16",
+    }
+    node = factory.create("PFFN", [q.output(0), k.output(0), v.output(0)], attributes)
+    return ov.Core().compile_model(ov.Model([node.output(0)], [q, k, v], "pffn"), "CPU", cpu_settings(precision, 1))
+
+
+def run(library: Path, activation: str, precision: str, given: Arrays) -> NDArray[np.float32]:
+    _, n_kv, heads, width = given["k"].shape
+    request = compiled(library, activation, precision, n_kv, heads, width).create_infer_request()
+    return np.array(request.infer([given["q"], given["k"], given["v"]])[0])
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("activation", CODES)
+def test_the_kernel_computes_what_the_plain_form_computes(library: Path, activation: str, precision: str) -> None:
+    able(library, precision)
+    for shape, n_kv in (((3, 21, 2, 64), 64), ((1, 50, 3, 32), 96), ((2, 1, 1, 128), 32)):
+        given = inputs(shape, n_kv)
+        q, k, v = (torch.from_numpy(given[name]).double() for name in "qkv")
+        params = GDPAParams((activation,), 0.125, 0.7)
+        want = pffn_padded(q.unflatten(-1, shape[2:]), k, v, params).flatten(2).numpy()
+        got = run(library, activation, precision, given)
+        assert np.linalg.norm(got - want) <= BOUND[precision] * np.linalg.norm(want), (shape, n_kv)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_rows_have_the_same_bits_in_any_batch_and_beside_any_rows(library: Path, precision: str) -> None:
+    able(library, precision)
+    given = inputs((4, 40, 2, 64), 64)
+    together = run(library, "fast_gelu", precision, given)
+    for users, steps in ((1, 40), (2, 40), (4, 1), (3, 7), (1, 33)):
+        fewer = {"q": given["q"][:users, :steps], "k": given["k"][:users], "v": given["v"][:users]}
+        fewer = {name: np.ascontiguousarray(array) for name, array in fewer.items()}
+        assert np.array_equal(run(library, "fast_gelu", precision, fewer), together[:users, :steps]), (users, steps)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_rows_of_zeros_stay_zero(library: Path, precision: str) -> None:
+    """What padding rests on."""
+    able(library, precision)
+    given = inputs((2, 20, 2, 64), 64)
+    given["q"][1, 5:] = 0
+    assert not run(library, "fast_gelu", precision, given)[1, 5:].any()
+
+
+def test_every_block_of_a_model_is_fused(artifact: Artifact, engine_cache: Path, library: Path) -> None:
+    engine = open_engine(artifact, cache=engine_cache, precision="f32", threads_per_slot=1, slots=1)
+    towers = [artifact.config.tower(event.name) for event in artifact.schema.events]
+    assert engine.fused == sum((tower.layers + 1) // 2 for tower in towers)  # even layers have one each
+
+
+@pytest.mark.parametrize(("approximate", "fused"), [("tanh", 1), ("none", 0)])
+def test_what_differs_is_left_alone(library: Path, approximate: str, fused: int) -> None:
+    """The erf form of GELU is another function than the kernel's."""
+    model, given = exported(approximate), list(inputs((2, 9, 2, 16), 16).values())
+    before = np.array(compiled_graph(model).infer(given)[0])
+    load(library)
+    assert fuse_pffn(model, library, bf16=False) == fused
+    after = np.array(compiled_graph(model).infer(given)[0])
+    assert np.abs(before - after).max() <= 1e-5
+
+
+def exported(approximate: str) -> Any:
+    """A block as the exporter writes it, between other operators."""
+
+    class Graph(torch.nn.Module):
+        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            activation = ("fast_gelu",) if approximate == "tanh" else ("gelu",)
+            rows = (2 * q).unflatten(-1, (2, 16))
+            return pffn_padded(rows, 3 * k, v, GDPAParams(activation, 0.25, 0.5)).flatten(2).relu()
+
+    example = tuple(torch.from_numpy(array) for array in inputs((2, 9, 2, 16), 16).values())
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        Graph().eval(), example, dynamo=True, opset_version=20, input_names=list("qkv"), optimize=False, verbose=False
+    )
+    assert program is not None
+    return ov.Core().read_model(program.model_proto.SerializeToString())
+
+
+def compiled_graph(model: Any) -> Any:
+    return ov.Core().compile_model(model.clone(), "CPU", cpu_settings("f32", 1)).create_infer_request()
+
+
+def test_without_a_compiler_there_is_a_reason_and_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert build(tmp_path) == "none: no C++ compiler (g++, c++, clang++ or CXX)"
+    assert not (tmp_path / LIBRARY).exists()
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("CXX", str(failing))
+    assert build(tmp_path) == "none: failing failed: no such flag"
