@@ -23,7 +23,7 @@ def tile_list(offsets: Tensor, rows: int, tile: int) -> Tensor:
 def work_list(offsets: Tensor, lengths: Tensor | None, rows: int, tile: int, *, longest_first: bool = True) -> Tensor:
     """The same, for rows that are padded behind where `lengths` [B] is given; `longest_first` off: samples in their order.
 
-    One kernel on a GPU, for up to a few thousand samples; a dozen tensor operations elsewhere.
+    One kernel on a GPU (after a sort), for up to a few thousand samples; a dozen tensor operations elsewhere.
     """
     if offsets.is_cuda and len(offsets) <= 8192:
         from kernels import triton_tiles

@@ -1,4 +1,4 @@
-"""`kernels.tiles.work_list` as one kernel: a list of a few thousand samples costs one launch instead of a dozen."""
+"""`kernels.tiles.work_list` in one kernel (and a sort): a list of a few thousand samples costs few launches instead of a dozen."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LARGEST = 8192  # samples that one program sorts or counts; beyond, the tensor operations do it
 
+@triton.jit(do_not_specialize=["samples", "slots", "tile"], do_not_specialize_on_alignment=["offsets", "lengths", "order"])
+def list_tiles(offsets, lengths, order, entries, samples, slots, tile, BLOCK: tl.constexpr):
+    """entries int32 [slots, 2]: (sample, first row) per tile, (−1, 0) behind the last; one program.
 
-@triton.jit(do_not_specialize=["samples", "slots", "tile"], do_not_specialize_on_alignment=["offsets", "lengths"])
-def list_tiles(offsets, lengths, entries, samples, slots, tile, SORTED: tl.constexpr, BLOCK: tl.constexpr):
-    """entries int32 [slots, 2]: (sample, first row) per tile, (−1, 0) behind the last; one program."""
+    Samples as `order` int64 [samples] has them, None: one after the other.
+    """
     sample = tl.arange(0, BLOCK)
     inside = sample < samples
+    if order is not None:
+        sample = tl.load(order + sample, mask=inside, other=0).to(tl.int32)
     if lengths is None:
         length = tl.load(offsets + sample + 1, mask=inside, other=0) - tl.load(offsets + sample, mask=inside, other=0)
     else:
         length = tl.load(lengths + sample, mask=inside, other=0)
-    if SORTED:
-        key = tl.sort(length.to(tl.int64) * BLOCK + (BLOCK - 1 - sample), descending=True)  # equal lengths keep their order
-        length = (key // BLOCK).to(tl.int32)
-        sample = (BLOCK - 1 - key % BLOCK).to(tl.int32)
     tiles = (length + (tile - 1)) // tile
     ends = tl.cumsum(tiles, 0)
     place = ends - tiles
@@ -37,10 +36,13 @@ def list_tiles(offsets, lengths, entries, samples, slots, tile, SORTED: tl.const
 
 
 def work_list(offsets: Tensor, lengths: Tensor | None, rows: int, tile: int, longest_first: bool) -> Tensor:
-    """See `kernels.tiles.work_list`; at most `LARGEST` samples."""
+    """See `kernels.tiles.work_list`."""
     samples = len(offsets) - 1
     entries = torch.empty((rows // tile + samples, 2), dtype=torch.int32, device=offsets.device)
     block = max(16, triton.next_power_of_2(samples))
     if samples:
-        list_tiles[(1,)](offsets, lengths, entries, samples, len(entries), tile, longest_first, block, num_warps=8)
+        order = None
+        if longest_first:
+            order = torch.argsort(offsets.diff() if lengths is None else lengths, descending=True, stable=True)
+        list_tiles[(1,)](offsets, lengths, order, entries, samples, len(entries), tile, block, num_warps=8)
     return entries
