@@ -1,4 +1,4 @@
-"""`kernels.tiles.work_list` in one kernel after a sort: a list of a few thousand samples costs few launches instead of a dozen."""
+"""`kernels.tiles.work_list` in one kernel after a sort: a few launches instead of a dozen for a few thousand samples."""
 
 from __future__ import annotations
 
