@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.data import synthetic_bounds
 from model.data.request_log import RequestLog, load_request_log
 from model.data.synthetic import category_name, generate
 from model.data.synthetic_world import SyntheticConfig, World, interest, position_free, position_logits
@@ -120,3 +121,13 @@ def test_the_default_world_is_frozen(tmp_path: Path) -> None:
     figures = generate(SyntheticConfig(), tmp_path / "log")["bayes"]["click"]
     found = [figures[name] for name in ("ne_bayes", "ne_no_order", "ne_no_history", "base_rate")]
     assert found == pytest.approx([0.7753, 0.8411, 0.9343, 0.1538], abs=1e-3)
+
+
+def test_bounds_of_a_sample_are_close_to_those_of_the_whole_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SyntheticConfig(seed=7, requests=1_000, users=120, items=80)
+    whole = generate(config, tmp_path / "whole")["bayes"]["click"]
+    monkeypatch.setattr(synthetic_bounds, "MEASURED_ROWS", 4_000)
+    sampled = generate(config, tmp_path / "sampled")["bayes"]["click"]
+    assert sampled["ne_bayes"] == whole["ne_bayes"]
+    for name in ("ne_no_order", "ne_no_history"):
+        assert sampled[name] == pytest.approx(whole[name], abs=0.02)
