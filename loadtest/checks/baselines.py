@@ -17,7 +17,7 @@ import math
 import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,8 +213,9 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool, progress_bar() as bar:
         task = bar.add_task("training", total=len(jobs), note="")
-        given = [(arguments.data, name, settings, seed, arguments.workdir) for name, seed in jobs]
-        for row in pool.map(trained_row, *zip(*given, strict=True)):
+        given = [pool.submit(trained_row, arguments.data, name, settings, seed, arguments.workdir) for name, seed in jobs]
+        for future in as_completed(given):
+            row = future.result()
             rows.append(row)
             bar.update(task, advance=1, note=row.model)
             note(f"{row.model} seed {row.seed}: NE {row.figures['ne']['value']:.4f}, AUC {row.figures['auc']['value']:.4f}")

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,10 @@ class Ours:
         return float(loss.item())
 
 
+def _steps(ours: Ours, batches: list[Batch]) -> list[float]:
+    return [ours.step(batch) for batch in batches]
+
+
 def measured(contenders: dict[str, Callable[[], list[float]]], rounds: int, examples: int) -> dict[str, dict[str, Any]]:
     """CPU seconds and wall seconds of every contender per round, all of them in each round, one after the other."""
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
@@ -144,7 +149,15 @@ def measured(contenders: dict[str, Callable[[], list[float]]], rounds: int, exam
 
 
 def throughput(
-    log: RequestLog, *, rounds: int, steps: int, batch_requests: int, width: int, history: int, presets: list[str]
+    log: RequestLog,
+    *,
+    rounds: int,
+    steps: int,
+    batch_requests: int,
+    width: int,
+    history: int,
+    presets: list[str],
+    flat_presets: list[str],
 ) -> dict[str, Any]:
     """Figures of every contender and of the batches."""
     log = comparable(log, width, history)
@@ -158,10 +171,11 @@ def throughput(
     theirs: list[tuple[dict[str, Tensor], Tensor]] = [library.inputs(batch) for batch in batches]
     din = {"architecture": "din", "width": width, "attention_hidden": ATTENTION_HIDDEN, "hidden": list(HIDDEN)}
     contenders: dict[str, Callable[[], list[float]]] = {LIBRARY: lambda: [library.step(x, y) for x, y in theirs]}
-    for name, architecture in [("din", din | {"activation": "dice"}), *((f"kunlun {p}", p) for p in presets)]:
+    architectures: dict[str, object] = {"din": din | {"activation": "dice"}} | {f"kunlun {p}": p for p in presets}
+    for name, architecture in architectures.items():
         for form, given in (("grouped", batches), ("flat", flats)):
-            ours = Ours(log.schema, encoder, architecture)
-            contenders[f"{name}, {form}"] = lambda ours=ours, given=given: [ours.step(batch) for batch in given]  # type: ignore[misc]
+            if form == "grouped" or name in ("din", *(f"kunlun {p}" for p in flat_presets)):
+                contenders[f"{name}, {form}"] = partial(_steps, Ours(log.schema, encoder, architecture), given)
     examples = sum(batch.candidates for batch in batches)
     lengths = {e: float(np.mean([float(b.histories[e].lengths.float().mean()) for b in batches])) for e in batches[0].histories}
     padded = {e: float(np.mean([b.histories[e].age_s.shape[1] for b in batches])) for e in batches[0].histories}
@@ -181,11 +195,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.checks.training_throughput", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="canonical log, as written by `kunlun prepare`")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: 5)")
-    parser.add_argument("--steps", type=int, default=6, help="steps of every contender in a round (default: 6)")
+    parser.add_argument("--steps", type=int, default=4, help="steps of every contender in a round (default: 4)")
     parser.add_argument("--batch-requests", type=int, default=32, help="requests per batch (default: 32)")
     parser.add_argument("--width", type=int, default=16, help="columns of every embedding (default: 16)")
     parser.add_argument("--history", type=int, default=50, help="newest events of each type (default: 50)")
     parser.add_argument("--presets", default="tiny,small", help="Kunlun presets beside DIN (default: tiny,small)")
+    parser.add_argument(
+        "--flat-presets", default="tiny", help="those also measured without grouping, which is slow (default: tiny)"
+    )
     arguments = parser.parse_args()
     if find_spec("torch_rechub") is None:
         parser.error("torch-rechub is not installed; pip install 'kunlun-serving[compare]'")
@@ -198,6 +215,7 @@ def main() -> int:
         width=arguments.width,
         history=arguments.history,
         presets=[p for p in arguments.presets.split(",") if p],
+        flat_presets=[p for p in arguments.flat_presets.split(",") if p],
     )
     table = Table(title=f"training, one thread, {found['examples_per_batch']:,.0f} examples per batch")
     for column in ("model", "examples per CPU second", f"ratio to {LIBRARY}", "range"):
