@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from kernels import variants as shipped
 from kernels.aot import tiles
+from kernels.aot.attention import BYTES, C_DTYPE, TRITON, Attention, attention
+from kernels.aot.attention import variant as attention_variant
+from kernels.aot.tiles import Shipped
 from kernels.aot.variant import CONSTEXPR, Variant, Work
 from kernels.triton_activations import activation_codes
 from kernels.variants import Blocks
 
-_TRITON = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
-_C_DTYPE = {"f32": "KUNLUN_F32", "f16": "KUNLUN_F16", "bf16": "KUNLUN_BF16"}
-_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 ACTIVATION = "fast_gelu"  # of every shipped variant: the presets' and the published benchmarks'
 INDEX = "*i32"
 ROWS_PER_SAMPLE, LONG_KEYS = 512, 1024  # what a roofline assumes of a batch
@@ -18,7 +18,17 @@ ROWS_PER_SAMPLE, LONG_KEYS = 512, 1024  # what a roofline assumes of a batch
 
 def variants(sm: int) -> list[Variant]:
     """Everything that is shipped for one compute capability."""
-    return [gdpa(v, tiles.blocks(v, sm)) for v in shipped.shipped()]
+    return [variant(v, tiles.blocks(v, sm)) for v in everything()]
+
+
+def everything() -> tuple[Shipped, ...]:
+    """All that is shipped, without tile sizes."""
+    return (*shipped.shipped(), *attention())
+
+
+def variant(v: Shipped, tile: Blocks) -> Variant:
+    """A shipped kernel with these tile sizes."""
+    return attention_variant(v, tile) if isinstance(v, Attention) else gdpa(v, tile)
 
 
 def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
@@ -54,7 +64,7 @@ def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
         none += ("k_offsets",)
         del indices["k_offsets"]
     arguments = tensors | indices | scalars | counts
-    kinds = dict.fromkeys(tensors, _TRITON[v.dtype]) | dict.fromkeys(indices, INDEX)
+    kinds = dict.fromkeys(tensors, TRITON[v.dtype]) | dict.fromkeys(indices, INDEX)
     kinds |= dict.fromkeys(scalars, "fp32") | dict.fromkeys(counts, "i32")
     order = _argument_names(kernel)
     constants |= dict.fromkeys(none)
@@ -67,7 +77,7 @@ def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
         arguments=arguments,
         grid=grid,
         when={
-            "dtype": _C_DTYPE[v.dtype],
+            "dtype": C_DTYPE[v.dtype],
             "activation": f"KUNLUN_{ACTIVATION.upper()}",
             "block": str(int(v.operator == "pffn")),
             "heads": str(v.heads),
@@ -88,13 +98,13 @@ def gdpa_work(v: shipped.Variant, tile: Blocks) -> Work:
     A variant of any length counts as `LONG_KEYS` keys. fast_gelu is one tanh for 16-bit types and an exponential and a
     reciprocal for f32 (`kernels.triton_activations`).
     """
-    n_kv, size = v.n_kv or LONG_KEYS, _BYTES[v.dtype]
+    n_kv, size = v.n_kv or LONG_KEYS, BYTES[v.dtype]
     wide = v.dtype == "f32"
     return Work(
         dtype=v.dtype,
         flops=4.0 * n_kv * v.head_width,
         bytes=2.0 * v.head_width * size * (1 + n_kv / ROWS_PER_SAMPLE),
-        products=3 if wide else 1,
+        products=(3 if wide else 1) * shipped.padded_width(v.head_width) / v.head_width,
         scores=float(n_kv),
         tile_scores=tile.m * tile.n,
         special=2 if wide else 1,

@@ -104,7 +104,7 @@ def _refusal(library: KernelLibrary, **fields: int) -> Status:
     for name, value in fields.items():
         setattr(params, name, value)
     try:
-        library.prepare_gdpa(params)
+        library.prepare(params)
     except KernelError as error:
         return error.status
     return Status.OK

@@ -15,7 +15,11 @@ from kernels.aot.targets import PTX_SM
 from kernels.aot.variant import Variant
 
 # Family → (enumerator, parameter struct). A family has one hand-written C entry in `src/`.
-FAMILIES = {"gdpa_forward": ("kGdpaForward", "kunlun_gdpa_params")}
+FAMILIES = {
+    "gdpa_forward": ("kGdpaForward", "kunlun_gdpa_params"),
+    "window_forward": ("kWindowForward", "kunlun_window_params"),
+    "seed_pooling_forward": ("kSeedPooling", "kunlun_seed_pooling_params"),
+}
 
 
 def write_sources(compiled: Sequence[Compiled], folder: Path, version: str) -> list[Path]:

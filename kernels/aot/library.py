@@ -38,39 +38,58 @@ class KernelError(RuntimeError):
         self.status = status
 
 
-class GDPAParams(ctypes.Structure):
-    """`kunlun_gdpa_params`: device addresses as integers, counts and scales. `version` is set by the constructor."""
-
-    _fields_ = (
-        ("version", c_uint32),
-        ("dtype", c_int32),
-        ("activation", c_int32),
-        ("block", c_int32),
-        ("q", c_void_p),
-        ("k", c_void_p),
-        ("v", c_void_p),
-        ("out", c_void_p),
-        ("q_offsets", c_void_p),
-        ("q_lengths", c_void_p),
-        ("k_offsets", c_void_p),
-        ("kv_index", c_void_p),
-        ("units", c_void_p),
-        ("unit_count", c_int32),
-        ("max_length", c_int32),
-        ("samples", c_int32),
-        ("heads", c_int32),
-        ("head_width", c_int32),
-        ("n_kv", c_int32),
-        ("scale_in", c_float),
-        ("scale_out", c_float),
-        ("eps", c_float),
-        ("reserved", c_uint32),
-    )
+class _Params(ctypes.Structure):
+    """A parameter struct: device addresses as integers, counts and scales. `version` is set by the constructor."""
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(version=(1 << 24) | ctypes.sizeof(type(self)), **fields)
 
 
+def _fields(*names: str, kind: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, kind) for name in names)
+
+
+class GDPAParams(_Params):
+    """`kunlun_gdpa_params`."""
+
+    _fields_ = (
+        ("version", c_uint32),
+        *_fields("dtype", "activation", "block", kind=c_int32),
+        *_fields("q", "k", "v", "out", "q_offsets", "q_lengths", "k_offsets", "kv_index", "units", kind=c_void_p),
+        *_fields("unit_count", "max_length", "samples", "heads", "head_width", "n_kv", kind=c_int32),
+        *_fields("scale_in", "scale_out", "eps", kind=c_float),
+        ("reserved", c_uint32),
+    )
+
+
+class WindowParams(_Params):
+    """`kunlun_window_params`."""
+
+    _fields_ = (
+        ("version", c_uint32),
+        ("dtype", c_int32),
+        *_fields("q", "k", "v", "out", "lse", "offsets", "units", kind=c_void_p),
+        *_fields("unit_count", "max_length", "samples", "heads", "head_width", "window", kind=c_int32),
+        *_fields("q_row", "q_head", "k_row", "k_head", "v_row", "v_head", kind=c_int32),
+        ("scale", c_float),
+        ("reserved", c_uint32),
+    )
+
+
+class SeedPoolingParams(_Params):
+    """`kunlun_seed_pooling_params`."""
+
+    _fields_ = (
+        ("version", c_uint32),
+        ("dtype", c_int32),
+        *_fields("seeds", "k", "v", "out", "lse", "offsets", "order", kind=c_void_p),
+        *_fields("samples", "n_seeds", "heads", "head_width", "k_row", "k_head", "v_row", "v_head", kind=c_int32),
+        ("scale", c_float),
+        ("reserved", c_uint32),
+    )
+
+
+_ENTRIES = {GDPAParams: "gdpa", WindowParams: "window", SeedPoolingParams: "seed_pooling"}
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2}
 ACTIVATIONS = ("raw", "relu", "leaky_relu", "relu_square", "gelu", "fast_gelu", "silu", "hardswish")
 
@@ -84,6 +103,11 @@ class KernelLibrary:
             ("kunlun_gdpa_prepare", c_int, [c_void_p]),
             ("kunlun_gdpa_unit_rows", c_int, [c_void_p, ctypes.POINTER(c_int32)]),
             ("kunlun_gdpa_forward", c_int, [c_void_p, c_void_p]),
+            ("kunlun_window_prepare", c_int, [c_void_p]),
+            ("kunlun_window_unit_rows", c_int, [c_void_p, ctypes.POINTER(c_int32)]),
+            ("kunlun_window_forward", c_int, [c_void_p, c_void_p]),
+            ("kunlun_seed_pooling_prepare", c_int, [c_void_p]),
+            ("kunlun_seed_pooling_forward", c_int, [c_void_p, c_void_p]),
             ("kunlun_prepare_all", c_int, []),
             ("kunlun_force_ptx", None, [c_int]),
             ("kunlun_last_error", c_char_p, []),
@@ -100,19 +124,20 @@ class KernelLibrary:
         found: dict[str, Any] = json.loads(self._library.kunlun_kernels_manifest())
         return found
 
-    def prepare_gdpa(self, params: GDPAParams) -> None:
-        """Loads what `gdpa_forward(params)` launches into the current context. Raises `KernelError`."""
-        self._check(self._library.kunlun_gdpa_prepare(ctypes.byref(params)))
+    def prepare(self, params: _Params) -> None:
+        """Loads what `launch(params, …)` launches into the current context. Raises `KernelError`."""
+        self._check(getattr(self._library, f"kunlun_{_ENTRIES[type(params)]}_prepare")(ctypes.byref(params)))
 
-    def gdpa_unit_rows(self, params: GDPAParams) -> int:
+    def unit_rows(self, params: GDPAParams | WindowParams) -> int:
         """Query rows per entry of a work list for the prepared kernel. Raises `KernelError`."""
         rows = c_int32()
-        self._check(self._library.kunlun_gdpa_unit_rows(ctypes.byref(params), ctypes.byref(rows)))
+        entry = getattr(self._library, f"kunlun_{_ENTRIES[type(params)]}_unit_rows")
+        self._check(entry(ctypes.byref(params), ctypes.byref(rows)))
         return rows.value
 
-    def gdpa_forward(self, params: GDPAParams, stream: int) -> None:
-        """Enqueues GDPA or the PFFN block on a `cudaStream_t` given as an integer (0: default). Raises `KernelError`."""
-        self._check(self._library.kunlun_gdpa_forward(ctypes.byref(params), stream))
+    def launch(self, params: _Params, stream: int) -> None:
+        """Enqueues the struct's kernel on a `cudaStream_t` given as an integer (0: default). Raises `KernelError`."""
+        self._check(getattr(self._library, f"kunlun_{_ENTRIES[type(params)]}_forward")(ctypes.byref(params), stream))
 
     def prepare_all(self) -> None:
         """Loads every variant into the current context. Raises `KernelError`."""

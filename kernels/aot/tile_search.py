@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
-from kernels import variants as shipped
 from kernels.aot import catalogue, tiles
 from kernels.aot.compiler import PROCESSES, Compiled, Job, compile_variant, worker_pool
 from kernels.aot.report import problems
 from kernels.aot.targets import TARGETS
+from kernels.aot.tiles import Shipped
 from kernels.variants import Blocks
 
 
-def classes() -> dict[str, list[shipped.Variant]]:
+def classes() -> dict[str, list[Shipped]]:
     """Class → the variants that must all compile with its tiles."""
-    found: dict[str, list[shipped.Variant]] = {}
-    for v in shipped.shipped():
+    found: dict[str, list[Shipped]] = {}
+    for v in catalogue.everything():
         found.setdefault(tiles.tile_class(v), []).append(v)
     return found
 
@@ -51,10 +51,10 @@ def search(sms: Sequence[int], cache: Path, progress: Callable[[str], None]) -> 
     return found
 
 
-def _first(pool: ProcessPoolExecutor, members: list[shipped.Variant], sm: int) -> Blocks | None:
+def _first(pool: ProcessPoolExecutor, members: list[Shipped], sm: int) -> Blocks | None:
     """The first candidate that holds for every member of a class; the first member weeds most of them out."""
     for tile in tiles.candidates(members[0]):
-        if all(_holds(pool, Job(catalogue.gdpa(v, tile), sm)) for v in members):
+        if all(_holds(pool, Job(catalogue.variant(v, tile), sm)) for v in members):
             return tile
     return None
 

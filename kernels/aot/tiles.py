@@ -16,31 +16,35 @@ from pathlib import Path
 from typing import Any
 
 from kernels import variants as shipped
-from kernels.aot.targets import Target
+from kernels.aot import attention
+from kernels.aot.attention import Attention
 from kernels.variants import Blocks
 
 TABLE = Path(__file__).parent / "tiles.json"
-_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+Shipped = shipped.Variant | Attention
 
 
-def tile_class(v: shipped.Variant) -> str:
+def tile_class(v: Shipped) -> str:
     """Variants of one class share tile sizes: f16 and bf16 compile alike, heads only change strides."""
     bits = 32 if v.dtype == "f32" else 16
-    return f"{v.operator}_{bits}bit_{shipped.padded_width(v.head_width)}_kv{v.n_kv or 'long'}"
+    kind = f"{v.operator}_{bits}bit_{shipped.padded_width(v.head_width)}"
+    return kind if isinstance(v, Attention) else f"{kind}_kv{v.n_kv or 'long'}"
 
 
-def blocks(v: shipped.Variant, sm: int) -> Blocks:
+def blocks(v: Shipped, sm: int) -> Blocks:
     """Tile sizes of a shipped variant on one SM: the tuned ones, unless the table has an exception."""
     found = _table().get(tile_class(v), {}).get(str(sm))
     return found or tuned(v)
 
 
-def tuned(v: shipped.Variant) -> Blocks:
+def tuned(v: Shipped) -> Blocks:
     """What `kernels.variants` says for a just-in-time launch."""
-    return shipped.blocks(v.operator, "forward", _BYTES[v.dtype], v.head_width, v.n_kv)
+    if isinstance(v, Attention):
+        return attention.tuned(v)
+    return shipped.blocks(v.operator, "forward", attention.BYTES[v.dtype], v.head_width, v.n_kv)
 
 
-def candidates(v: shipped.Variant) -> Iterator[Blocks]:
+def candidates(v: Shipped) -> Iterator[Blocks]:
     """From the tuned tiles downwards: fewer stages, then more warps for the same tile, then smaller tiles."""
     start = tuned(v)
     tiles = [(start.m, start.n), (64, start.n), (64, min(start.n, 64)), (32, min(start.n, 64)), (32, 32), (16, 32)]
@@ -50,11 +54,6 @@ def candidates(v: shipped.Variant) -> Iterator[Blocks]:
         for warps in dict.fromkeys((start.warps if m == start.m else 4, 8 if m >= 64 else 4)):
             for stages in range(start.stages, 0, -1):
                 yield replace(start, m=m, n=n, warps=warps, stages=stages)
-
-
-def fits(target: Target, stack_bytes: int, shared_bytes: int) -> bool:
-    """No spills, and no more shared memory than a block may have."""
-    return stack_bytes == 0 and shared_bytes <= target.block_shared_bytes
 
 
 def write_table(found: dict[str, dict[str, Blocks]]) -> None:

@@ -89,12 +89,12 @@ def launch(call: GDPAParams, rows: int, jagged: Jagged) -> None:
     stream = torch.cuda.current_stream().cuda_stream
     if jagged.uniform_rows and jagged.q_lengths is None:
         call.max_length = jagged.uniform_rows
-        _prepared(call, lambda: library().gdpa_forward(call, stream))
+        _prepared(call, lambda: library().launch(call, stream))
         return
-    unit = _prepared(call, lambda: library().gdpa_unit_rows(call))
+    unit = _prepared(call, lambda: library().unit_rows(call))
     units = work_list(jagged.q_offsets, jagged.q_lengths, rows, unit, longest_first=jagged.k_offsets is not None)
     call.units, call.unit_count = units.data_ptr(), len(units)
-    library().gdpa_forward(call, stream)  # `units` may go: torch reuses its memory on this stream only after the launch
+    library().launch(call, stream)  # `units` may go: torch reuses its memory on this stream only after the launch
 
 
 def _prepared(call: GDPAParams, act: Callable[[], Result]) -> Result:
@@ -104,7 +104,7 @@ def _prepared(call: GDPAParams, act: Callable[[], Result]) -> Result:
     except KernelError as error:
         if error.status is not Status.NOT_PREPARED:
             raise
-    library().prepare_gdpa(call)
+    library().prepare(call)
     return act()
 
 

@@ -23,14 +23,15 @@ class Work:
     """Costs per query row of one head, for the roofline. Bytes are what must cross device memory once.
 
     `dtype`: of the matrix operands; `products`: tensor-core products issued per product counted in `flops` (three for f32 in
-    three TF32 products); `scores`: activations evaluated; `tile_scores`: those of one pass of a block over a tile, which the
-    kernel's unrolled code covers once; `special`: special-function results per activation.
+    three TF32 products, more where a head is padded to a tile's width); `scores`: activations evaluated; `tile_scores`: those
+    of one pass of a block over a tile, which the kernel's unrolled code covers once; `special`: special-function results per
+    activation.
     """
 
     dtype: str
     flops: float
     bytes: float
-    products: int
+    products: float
     scores: float
     tile_scores: int
     special: int

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton_activations import activate, activate_derivative, product
+from kernels.triton_index import load_index
 
 # Arguments on whose values or alignment no kernel is specialised, so that one compiled kernel serves every batch.
 SCALARS = ["units_per_sample", "units_per_block", "window", "queries", "samples", "groups"]
@@ -37,12 +38,6 @@ def store_rows(base, rows, limit, head, x, HEADS: tl.constexpr, HEAD_WIDTH: tl.c
         mask = mask & (d[None, :] < HEAD_WIDTH)
     pointers = base + rows[:, None] * (HEADS * HEAD_WIDTH) + (head * HEAD_WIDTH + d[None, :])
     tl.store(pointers, x.to(base.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def load_index(pointer, index, default):
-    """pointer[index], or `default` without a pointer: None, or NULL in a kernel that was compiled ahead of time."""
-    return default if pointer is None else tl.load(pointer + index, mask=pointer.to(tl.int64) != 0, other=default)
 
 
 @triton.jit

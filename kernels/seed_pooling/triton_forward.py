@@ -15,6 +15,7 @@ from kernels.online_softmax import LOG2_E, check_device, interpreting, load_rows
 from kernels.seed_pooling.reference import check
 from kernels.tiles import longest_first
 from kernels.tiling import Tiling
+from kernels.triton_index import load_index, store_optional
 
 FEW = Tiling(queries=32, keys=64, warps=4, stages=3)
 MANY = Tiling(queries=128, keys=64, warps=8, stages=2)
@@ -26,7 +27,8 @@ def seed_pooling_forward(
     seeds, k, v, out, lse, offsets, order, n_seeds, log2_scale, k_row, k_head, v_row, v_head,
     H: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, SEEDS: tl.constexpr, KEYS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    sample, head = tl.load(order + tl.program_id(0)).to(tl.int64), tl.program_id(1)
+    """One (sample of `order`, head, tile of seeds); `order` and `lse` may be NULL ahead of time."""
+    sample, head = load_index(order, tl.program_id(0), tl.program_id(0)).to(tl.int64), tl.program_id(1)
     begin = tl.load(offsets + sample).to(tl.int64)
     length = (tl.load(offsets + sample + 1).to(tl.int64) - begin).to(tl.int32)
     columns = tl.arange(0, WIDTH)
@@ -45,7 +47,7 @@ def seed_pooling_forward(
     result, sums = online_end(acc, top, total)
     rows = (sample * n_seeds + queries) * H + head
     tl.store(out + rows[:, None] * D + columns[None, :], result, mask=real[:, None] & (columns < D)[None, :])
-    tl.store(lse + rows, sums * 0.6931471805599453, mask=real)
+    store_optional(lse, rows, sums * 0.6931471805599453, real)
 
 
 def forward(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:

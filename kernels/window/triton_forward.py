@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels.online_softmax import LOG2_E, check_device, interpreting, load_rows, online_end, online_step, product
 from kernels.tiles import tile_list
 from kernels.tiling import Tiling
+from kernels.triton_index import load_index, store_optional
 from kernels.window.reference import check
 
 NARROW = Tiling(queries=64, keys=32, warps=4, stages=3)
@@ -24,18 +25,21 @@ WIDE = Tiling(queries=64, keys=64, warps=4, stages=3)
 
 @triton.jit
 def window_forward(
-    q, k, v, out, lse, offsets, tiles, window, log2_scale,
+    q, k, v, out, lse, offsets, tiles, units_per_sample, window, log2_scale,
     q_row, q_head, k_row, k_head, v_row, v_head,
     H: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
+    """One (tile, head); `tiles`, `lse` may be NULL ahead of time, tiles are then counted, `units_per_sample` of each sample."""
     tile, head = tl.program_id(0), tl.program_id(1)
-    sample = tl.load(tiles + 2 * tile)
+    sample = load_index(tiles, 2 * tile, tile // units_per_sample)
     if sample < 0:
         return
-    first = tl.load(tiles + 2 * tile + 1)
+    first = load_index(tiles, 2 * tile + 1, (tile % units_per_sample) * QUERIES)
     begin = tl.load(offsets + sample).to(tl.int64)
     length = (tl.load(offsets + sample + 1).to(tl.int64) - begin).to(tl.int32)
+    if first >= length:
+        return
     columns = tl.arange(0, WIDTH)
     queries = first + tl.arange(0, QUERIES)
     q_tile = load_rows(q + begin * q_row + head * q_head, queries, columns, q_row, queries < length, D, UPCAST)
@@ -56,7 +60,7 @@ def window_forward(
     rows = (begin + queries) * H + head
     real = queries < length
     tl.store(out + rows[:, None] * D + columns[None, :], result, mask=real[:, None] & (columns < D)[None, :])
-    tl.store(lse + rows, sums * 0.6931471805599453, mask=real)
+    store_optional(lse, rows, sums * 0.6931471805599453, real)
 
 
 def forward(
@@ -77,7 +81,7 @@ def forward(
     if not len(tiles) or not rows:
         return out, lse
     window_forward[(len(tiles), heads)](
-        q, k, v, out, lse, offsets, tiles, min(window, rows), width**-0.5 * LOG2_E,
+        q, k, v, out, lse, offsets, tiles, 1, min(window, rows), width**-0.5 * LOG2_E,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         H=heads, D=width, WIDTH=max(16, triton.next_power_of_2(width)),
         QUERIES=tiling.queries, KEYS=tiling.keys, UPCAST=interpreting() and q.dtype == torch.bfloat16,

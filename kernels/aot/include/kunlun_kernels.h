@@ -116,6 +116,67 @@ KUNLUN_API kunlun_status kunlun_gdpa_unit_rows(const kunlun_gdpa_params* params,
 /* Enqueues the kernel on `stream` of the current context. */
 KUNLUN_API kunlun_status kunlun_gdpa_forward(const kunlun_gdpa_params* params, kunlun_stream stream);
 
+/*
+ * Sliding-window self-attention on jagged rows, softmax(scale * Q_h K_h^T) V_h over keys with |i - j| <= window of the same
+ * sample. q, k, v [rows, heads, head_width] may be slices of one fused tensor: strides are in elements, columns adjoin.
+ */
+typedef struct kunlun_window_params {
+  uint32_t version; /* KUNLUN_WINDOW_PARAMS_V1 */
+  int32_t dtype;    /* kunlun_dtype of q, k, v and out */
+  const void* q;
+  const void* k;
+  const void* v;
+  void* out;              /* [rows, heads, head_width], contiguous */
+  float* lse;             /* [rows, heads] or NULL: log-sum-exp of each row's scaled scores */
+  const int32_t* offsets; /* [samples + 1] */
+  const int32_t* units;   /* [unit_count, 2] or NULL, as in kunlun_gdpa_params */
+  int32_t unit_count;
+  int32_t max_length;
+  int32_t samples;
+  int32_t heads;
+  int32_t head_width;
+  int32_t window;
+  int32_t q_row, q_head, k_row, k_head, v_row, v_head; /* strides, multiples of 16 */
+  float scale;                                         /* usually 1 / sqrt(head_width) */
+  uint32_t reserved;                                   /* 0 */
+} kunlun_window_params;
+
+#define KUNLUN_WINDOW_PARAMS_V1 (0x01000000u | (uint32_t)sizeof(kunlun_window_params))
+
+/* As their namesakes of GDPA. */
+KUNLUN_API kunlun_status kunlun_window_prepare(const kunlun_window_params* params);
+KUNLUN_API kunlun_status kunlun_window_unit_rows(const kunlun_window_params* params, int32_t* rows);
+KUNLUN_API kunlun_status kunlun_window_forward(const kunlun_window_params* params, kunlun_stream stream);
+
+/*
+ * Seed pooling: every sample's rows attended to by the same seeds [n_seeds, heads, head_width] (contiguous),
+ * softmax(scale * S_h K_h^T) V_h. A sample without rows pools to 0.
+ */
+typedef struct kunlun_seed_pooling_params {
+  uint32_t version; /* KUNLUN_SEED_POOLING_PARAMS_V1 */
+  int32_t dtype;    /* kunlun_dtype of seeds, k, v and out */
+  const void* seeds;
+  const void* k; /* [rows, heads, head_width] with strides as below */
+  const void* v;
+  void* out;              /* [samples, n_seeds, heads, head_width], contiguous */
+  float* lse;             /* [samples, n_seeds, heads] or NULL */
+  const int32_t* offsets; /* [samples + 1] */
+  const int32_t* order;   /* [samples] or NULL: in which order samples are worked on, best longest first */
+  int32_t samples;
+  int32_t n_seeds;
+  int32_t heads;
+  int32_t head_width;
+  int32_t k_row, k_head, v_row, v_head; /* strides in elements, multiples of 16 */
+  float scale;
+  uint32_t reserved; /* 0 */
+} kunlun_seed_pooling_params;
+
+#define KUNLUN_SEED_POOLING_PARAMS_V1 (0x01000000u | (uint32_t)sizeof(kunlun_seed_pooling_params))
+
+/* As their namesakes of GDPA. */
+KUNLUN_API kunlun_status kunlun_seed_pooling_prepare(const kunlun_seed_pooling_params* params);
+KUNLUN_API kunlun_status kunlun_seed_pooling_forward(const kunlun_seed_pooling_params* params, kunlun_stream stream);
+
 /* Loads every variant for the current context's GPU: for servers that want all loading done before they are ready. */
 KUNLUN_API kunlun_status kunlun_prepare_all(void);
 

@@ -1,8 +1,6 @@
-// The C entries of GDPA: validate, then hand over to the launcher. Validation costs nanoseconds and reads no device memory.
-#include <cstdint>
-
-#include "errors.h"
+// The C entries of GDPA: validate, then hand over to the launcher.
 #include "launcher.h"
+#include "validate.h"
 
 namespace {
 
@@ -10,13 +8,8 @@ using namespace kunlun;
 
 kunlun_status check_struct(const kunlun_gdpa_params* p) {
   if (!p) return fail(KUNLUN_INVALID_ARGUMENT, "params is NULL");
-  if (p->version != KUNLUN_GDPA_PARAMS_V1)
-    return fail(KUNLUN_BAD_VERSION, "params->version is 0x%08x, expected 0x%08x: set it to KUNLUN_GDPA_PARAMS_V1 of this library's header",
-                p->version, KUNLUN_GDPA_PARAMS_V1);
-  const struct {
-    const char* name;
-    int32_t value, least, most;
-  } ranges[] = {
+  if (const kunlun_status status = check_version(p->version, KUNLUN_GDPA_PARAMS_V1, "KUNLUN_GDPA_PARAMS_V1")) return status;
+  return check_ranges({
       {"dtype", p->dtype, KUNLUN_F32, KUNLUN_BF16},
       {"activation", p->activation, KUNLUN_RAW, KUNLUN_HARDSWISH},
       {"block", p->block, 0, 1},
@@ -27,35 +20,22 @@ kunlun_status check_struct(const kunlun_gdpa_params* p) {
       {"head_width", p->head_width, 1, 1024},
       {"n_kv", p->n_kv, 0, INT32_MAX},
       {"reserved", static_cast<int32_t>(p->reserved), 0, 0},
-  };
-  for (const auto& r : ranges)
-    if (r.value < r.least || r.value > r.most)
-      return fail(KUNLUN_INVALID_ARGUMENT, "params->%s is %d, expected %d to %d", r.name, r.value, r.least, r.most);
-  return KUNLUN_OK;
+  });
 }
 
 kunlun_status check_pointers(const kunlun_gdpa_params* p) {
-  const struct {
-    const char* name;
-    const void* address;
-    unsigned alignment;
-    bool optional;
-  } pointers[] = {
-      {"q", p->q, 16, false},
-      {"k", p->k, 16, false},
-      {"v", p->v, 16, false},
-      {"out", p->out, 16, false},
-      {"q_offsets", p->q_offsets, 4, false},
-      {"q_lengths", p->q_lengths, 4, true},
-      {"k_offsets", p->k_offsets, 4, p->n_kv != 0},
-      {"kv_index", p->kv_index, 4, true},
-      {"units", p->units, 4, p->unit_count == 0},
-  };
-  for (const auto& a : pointers) {
-    if (!a.address && !a.optional) return fail(KUNLUN_INVALID_ARGUMENT, "params->%s is NULL, expected a device address", a.name);
-    if (reinterpret_cast<uintptr_t>(a.address) % a.alignment)
-      return fail(KUNLUN_INVALID_ARGUMENT, "params->%s is %p, expected an address aligned to %u bytes", a.name, a.address, a.alignment);
-  }
+  if (const kunlun_status status = check_addresses({
+          {"q", p->q, 16, false},
+          {"k", p->k, 16, false},
+          {"v", p->v, 16, false},
+          {"out", p->out, 16, false},
+          {"q_offsets", p->q_offsets, 4, false},
+          {"q_lengths", p->q_lengths, 4, true},
+          {"k_offsets", p->k_offsets, 4, p->n_kv != 0},
+          {"kv_index", p->kv_index, 4, true},
+          {"units", p->units, 4, p->unit_count == 0},
+      }))
+    return status;
   if (p->k_offsets && p->n_kv)
     return fail(KUNLUN_INVALID_ARGUMENT, "params->n_kv is %d beside k_offsets, expected 0: blocks are dense or jagged, not both", p->n_kv);
   if (p->units && !p->unit_count)

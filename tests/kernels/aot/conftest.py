@@ -11,7 +11,13 @@ from kernels.aot.build import compile_jobs, link_library
 from kernels.aot.catalogue import variants
 from kernels.aot.compiler import Compiled, Job
 
-NAMES = ("gdpa_bf16_h2x32_kv64", "pffn_f16_h2x64_kv64", "gdpa_bf16_h2x32_kvlong")
+NAMES = (
+    "gdpa_bf16_h2x32_kv64",
+    "pffn_f16_h2x64_kv64",
+    "gdpa_bf16_h2x32_kvlong",
+    "window_bf16_h2x32",
+    "seed_pooling_f16_h2x64",
+)
 SMS = (80, 90, 100)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from fake_driver import in_driver_process
 
 from kernels.aot.catalogue import variants
 from kernels.aot.compiler import Compiled
-from kernels.aot.library import ACTIVATIONS, GDPAParams, Status
+from kernels.aot.library import ACTIVATIONS, Status
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,33 @@ def test_every_parameter_lands_where_the_loaded_cubin_reads_it(
         kind = "<f" if isinstance(values[argument], float) else {4: "<i", 8: "<Q"}[size]
         assert struct.unpack(kind, raw)[0] == pytest.approx(values[argument]), argument
     assert all(raw == bytes(8) for _, raw in seen["parameters"][len(order) :])
+
+
+@pytest.mark.parametrize("sm", [80, 90, 100])
+def test_attention_parameters_land_where_the_loaded_cubin_reads_them(
+    fake_libcuda: Path, library_path: Path, compiled: list[Compiled], sm: int
+) -> None:
+    window, pooling = scenarios.WINDOW | {"samples": 3, "max_length": 500}, scenarios.POOLING
+    for family, fields, name in (("window", window, "window_bf16_h2x32"), ("seed_pooling", pooling, "seed_pooling_f16_h2x64")):
+        seen = in_driver_process(scenarios.launched, fake_libcuda, library_path, sm, fields, False, family)
+        (unit,) = (c for c in compiled if c.job.sm == sm and c.job.variant.name == name)
+        rows = unit.job.variant.unit_rows
+        tiles = -(-fields["n_seeds"] // rows) if family == "seed_pooling" else 1
+        assert seen["grid"] == ((11, 2, 1) if family == "window" else (7, 2, tiles))
+        values = fields | {"lse": fields.get("lse", 0), "tiles": fields.get("units", 0)}
+        values |= {"log2_scale": fields["scale"] * math.log2(math.e), "units_per_sample": -(-500 // rows)}
+        for argument, (size, raw) in zip(unit.job.variant.c_types(), seen["parameters"], strict=False):
+            kind = "<f" if isinstance(values[argument], float) else {4: "<i", 8: "<Q"}[size]
+            assert struct_of(kind, raw) == pytest.approx(values[argument]), argument
+
+
+def struct_of(kind: str, raw: bytes) -> float:
+    value: float = struct.unpack(kind, raw)[0]
+    return value
+
+
+def test_attention_arguments_are_validated(fake_libcuda: Path, library_path: Path) -> None:
+    in_driver_process(scenarios.attention_refusals, fake_libcuda, library_path)
 
 
 def test_more_than_48_kib_of_shared_memory_are_asked_for(
@@ -136,19 +164,22 @@ def test_the_library_needs_libc_alone_and_exports_its_header_alone(library_path:
     assert names == declared
 
 
-def test_the_ctypes_struct_has_the_layout_of_the_header(tmp_path: Path, library_path: Path) -> None:
-    fields = [name for name, _ in GDPAParams._fields_]
-    offsets = "\n".join(f'printf("%zu ", offsetof(kunlun_gdpa_params, {name}));' for name in fields)
+@pytest.mark.parametrize("name", sorted(scenarios.STRUCTS))
+def test_the_ctypes_structs_have_the_layout_of_the_header(tmp_path: Path, library_path: Path, name: str) -> None:
+    struct_type = scenarios.STRUCTS[name]
+    fields = [field for field, _ in struct_type._fields_]
+    c_name, macro = f"kunlun_{name}_params", f"KUNLUN_{name.upper()}_PARAMS_V1"
+    offsets = "\n".join(f'printf("%zu ", offsetof({c_name}, {field}));' for field in fields)
     source = tmp_path / "layout.c"
     source.write_text(
         f'#include <stddef.h>\n#include <stdio.h>\n#include "kunlun_kernels.h"\n'
-        f'int main(void) {{ {offsets} printf("%zu %u", sizeof(kunlun_gdpa_params), KUNLUN_GDPA_PARAMS_V1); }}'
+        f'int main(void) {{ {offsets} printf("%zu %u", sizeof({c_name}), {macro}); }}'
     )
     command = ["cc", "-std=c99", "-Wall", "-Werror", f"-I{library_path.parent}", str(source), "-o", str(tmp_path / "layout")]
     subprocess.run(command, check=True)
     found = subprocess.run([str(tmp_path / "layout")], capture_output=True, text=True, check=True).stdout.split()
-    expected = [getattr(GDPAParams, name).offset for name in fields] + [ctypes.sizeof(GDPAParams), GDPAParams().version]
-    assert [int(number) for number in found] == expected
+    expected = [getattr(struct_type, field).offset for field in fields]
+    assert [int(number) for number in found] == [*expected, ctypes.sizeof(struct_type), struct_type().version]
 
 
 def test_activations_have_the_numbers_of_the_kernels() -> None:
