@@ -32,24 +32,44 @@ def _engine_digest() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-@pytest.fixture(scope="session")
-def artifact(request: pytest.FixtureRequest) -> Artifact:
-    """A `tiny` model with random weights."""
+def _kept_artifact(request: pytest.FixtureRequest, preset: str) -> Artifact:
     assert request.config.cache is not None
-    kept = request.config.cache.mkdir("kunlun-random-artifact")
+    kept = request.config.cache.mkdir(f"kunlun-random-artifact-{preset.replace('_', '-')}")
     repository = kept / _sources_digest()
     try:
         return open_artifact(repository / "random" / "1")
     except ArtifactError:
         for old in kept.iterdir():
             shutil.rmtree(old)
-        return build_artifact(repository)
+        return build_artifact(repository, preset=preset)
+
+
+def _kept_engine(artifact: Artifact) -> Path:
+    cache = artifact.path.parent.parent / f".engines-{_engine_digest()}"
+    if not cache.is_dir() or not any(cache.iterdir()):
+        assert build_engine(artifact, cache=cache, precision="f32", threads=1).path is not None
+    return cache
+
+
+@pytest.fixture(scope="session")
+def artifact(request: pytest.FixtureRequest) -> Artifact:
+    """A `tiny` model with random weights."""
+    return _kept_artifact(request, "tiny")
 
 
 @pytest.fixture(scope="session")
 def engine_cache(artifact: Artifact) -> Path:
     """An engine cache that holds the artifact compiled for one thread, f32."""
-    cache = artifact.path.parent.parent / f".engines-{_engine_digest()}"
-    if not cache.is_dir() or not any(cache.iterdir()):
-        assert build_engine(artifact, cache=cache, precision="f32", threads=1).path is not None
-    return cache
+    return _kept_engine(artifact)
+
+
+@pytest.fixture(scope="session")
+def exact_artifact(request: pytest.FixtureRequest) -> Artifact:
+    """The same in the `exact` wiring."""
+    return _kept_artifact(request, "tiny_exact")
+
+
+@pytest.fixture(scope="session")
+def exact_engine_cache(exact_artifact: Artifact) -> Path:
+    """An engine cache for `exact_artifact`."""
+    return _kept_engine(exact_artifact)

@@ -1,5 +1,5 @@
-"""The compiled model that all serving tests share."""
+"""The compiled models that all serving tests share."""
 
-from tests.serving.compiled import artifact, engine_cache
+from tests.serving.compiled import artifact, engine_cache, exact_artifact, exact_engine_cache
 
-__all__ = ["artifact", "engine_cache"]
+__all__ = ["artifact", "engine_cache", "exact_artifact", "exact_engine_cache"]

@@ -41,7 +41,8 @@ class ExactEncode(EncodeGraph):
             s = self.history_tokens[event_module(event)](history.features, history.lengths)
             normed = F.layer_norm(s, s.shape[-1:], eps=1e-5)
             parts = (s, normed, history.age_s)
-            state += [*(padded_to_cap(part, self.caps[event]) for part in parts), history.lengths]
+            lengths = history.lengths.clamp(max=self.caps[event])  # a graph cannot return an input by another name
+            state += [*(padded_to_cap(part, self.caps[event]) for part in parts), lengths]
         return tuple(state)
 
 
