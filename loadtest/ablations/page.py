@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def page(line: dict[str, Any]) -> str:
             "# Ablations",
             "",
             f"Written by `{command} PAGE=1`: {line['data']} data, {line['requests']:,} requests,",
-            f"preset `{line['preset']}`, {seeds}.",
+            f"model `{json.dumps(line['model'])}`, {seeds}.",
             "Every variant has the same data, order, steps and seeds. NE: position-free, held-out part; its change is paired",
             "over users (and seeds), with the 95 % interval, positive: worse than the default. FLOPs: histories of mean",
             f"held-out length ({lengths}), every state encoded anew. Training: examples/s of forward and backward. Serving:",

@@ -18,6 +18,7 @@ import numpy as np
 from loadtest.ablations import speed
 from loadtest.ablations.trained import Study, TrainedModel
 from loadtest.ablations.variants import DEFAULT, Variant
+from model.architectures.registry import parse_architecture
 from model.cli.console import note, progress_bar
 from model.data.request_log import RequestLog, load_request_log
 from model.data.slices import arrived_by_event
@@ -35,16 +36,23 @@ class Ablations:
 
     study: Study
     base: Mapping[str, Any]
-    variants: Sequence[Variant]
+    wanted: Sequence[Variant]
     seeds: int
     precision: str
     rounds: int
 
     @cached_property
+    def variants(self) -> list[Variant]:
+        """Those that are something else than the default, and the default."""
+        models = {v.name: parse_architecture(v.model(self.base, self.log.schema)) for v in self.wanted}
+        return [v for v in self.wanted if v.name == DEFAULT or models[v.name] != models[DEFAULT]]
+
+    @cached_property
     def models(self) -> dict[str, list[TrainedModel]]:
         """By variant, one per seed. Raises `ConfigError` for a variant that is none, before anything is trained."""
+        schema = self.log.schema
         made = {
-            v.name: [TrainedModel(self.study, v.name, v.model(self.base), seed) for seed in range(self.seeds)]
+            v.name: [TrainedModel(self.study, v.name, v.model(self.base, schema), seed) for seed in range(self.seeds)]
             for v in self.variants
         }
         for variant in made.values():

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from loadtest.pipeline import Pipeline
 from loadtest.processes import run_stage
+from model.architectures.registry import merged, preset_data
 from model.artifact import Artifact, open_artifact
 from model.cli.console import note
 from model.data.request_log import RequestLog
@@ -118,6 +119,12 @@ class TrainedModel:
     @property
     def _pipeline(self) -> Pipeline:
         return Pipeline(self.workdir)
+
+
+def varied(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A model that names a preset, with `changes` in it, written out; a change to null removes the key."""
+    own = {key: value for key, value in base.items() if key != "preset"}
+    return merged(merged(preset_data(base["preset"]), own), changes)
 
 
 def _slug(name: str) -> str:

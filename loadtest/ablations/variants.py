@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.architectures.registry import merged, preset_data
+from loadtest.ablations.trained import varied
+from model.schema import Schema
 
 DEFAULT = "default"
 NOT_STATED = "not stated"
+LAST_EVENT = "last event"
+"""Stands for the name of the schema's last event type."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,12 @@ class Variant:
     changes: Mapping[str, Any] = field(default_factory=dict)
     paper: str = NOT_STATED
 
-    def model(self, base: Mapping[str, Any]) -> dict[str, Any]:
+    def model(self, base: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
         """The whole model, from a base that names a preset."""
-        whole = merged(preset_data(base["preset"]), {k: v for k, v in base.items() if k != "preset"})
-        return merged(whole, self.changes)
+        changes = dict(self.changes)
+        if LAST_EVENT in changes.get("towers", {}):
+            changes["towers"] = {schema.events[-1].name: changes["towers"][LAST_EVENT]}
+        return varied(base, changes)
 
 
 SMALL_TOWER = {"width": 16, "heads": 2, "n_seeds": 8, "n_tokens": 2, "kronecker_rank": 2, "window": 4, "layers": 1}
@@ -42,7 +47,7 @@ EXACT = {
 FULL_SIZE = {"tokens": 4, "width": 32, "head_hidden": 32, "hidden": None, "wukong": {"experts": 2, "fm_rank": 4, "hidden": 32}}
 
 VARIANTS: tuple[Variant, ...] = (
-    Variant(DEFAULT, "Kunlun in the `user_split` wiring, as the preset has it"),
+    Variant(DEFAULT, "Kunlun in the `user_split` wiring, as configured for this data"),
     Variant("exact", "the paper's wiring: candidates are set tokens, so the whole stack runs per candidate", EXACT),
     Variant(
         "full-size candidates", "candidates in a stream of the user's own size", {"candidate": FULL_SIZE, "state_tokens": 12}
@@ -76,8 +81,8 @@ VARIANTS: tuple[Variant, ...] = (
     ),
     Variant(
         "event towers",
-        "carts in a tower of half the width and one layer",
-        {"towers": {"cart": SMALL_TOWER}},
+        "the last event type in a tower of half the width and one layer",
+        {"towers": {LAST_EVENT: SMALL_TOWER}},
         "QPS +13 %, FLOPs -11 %",
     ),
     Variant("shared towers", "one tower for all event types", {"share_towers": True}),
@@ -92,11 +97,12 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("no time encoding", "self-attention without ROTE", {"time_encoding": "none"}),
     Variant("position only", "RoPE, no time", {"time_encoding": "position"}),
     Variant("adjacent time", "time to the event before in place of age", {"time_encoding": "adjacent"}),
-    Variant("recent tokens", "the 8 newest tokens of each tower join its summary", {"default_tower": {"n_recent": 8}}),
-    Variant("place embedding", "tokens know their place from the newest event", {"place_embedding": True}),
+    Variant("no place embedding", "history tokens do not know their place from the newest event", {"place_embedding": False}),
+    Variant("no recent tokens", "the newest tokens do not join the summary", {"default_tower": {"n_recent": 0}}),
+    Variant("neither", "no places and no recent tokens", {"place_embedding": False, "default_tower": {"n_recent": 0}}),
     Variant(
         "places and recent tokens",
-        "both",
+        "places from the newest event, and the 8 newest tokens of each tower in its summary",
         {"place_embedding": True, "default_tower": {"n_recent": 8}},
     ),
     Variant("MaskNet", "attributes of events scaled by a mask of all of them", {"event_tokens": "masknet"}),

@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--fast", action="store_true", help="a smaller log and one seed: minutes, wider intervals")
     parser.add_argument("--seeds", type=int, help="trainings of each variant (default: 2, with --fast 1)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants and the default")
-    parser.add_argument("--preset", default="tiny", help="model that is varied (default: tiny)")
+    parser.add_argument("--preset", help="vary this preset as it is (default: the model of `make quality` for the data)")
     parser.add_argument("--rounds", type=int, default=60, help="rounds of the speed measurement (default: 60)")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"), help="kept, and not built again")
     parser.add_argument("--page", action="store_true", help="also write docs/ablations.md")
@@ -57,14 +57,14 @@ def _study(arguments: argparse.Namespace) -> Ablations:
     pipeline = Pipeline(workdir, arguments.data, synthetic=("--requests", requests, "--users", users))
     if not (workdir / "data" / "dataset.json").exists():
         pipeline.prepare()
-    training: dict[str, Any] = yaml.safe_load((CONFIGS / "ablations.yaml").read_text(encoding="utf-8"))
-    if arguments.data is not None:
-        training |= yaml.safe_load((CONFIGS / "demo_metarank.yaml").read_text(encoding="utf-8")) | {"name": "ablation"}
-        training.pop("model")
+    config = "ablations.yaml" if arguments.data is None else "quality_metarank.yaml"
+    training: dict[str, Any] = yaml.safe_load((CONFIGS / config).read_text(encoding="utf-8"))
+    base = training.pop("model") if arguments.preset is None else {"preset": arguments.preset}
+    training |= {"name": "ablation", "refit_on_validation": False}
     chosen = [v for v in VARIANTS if arguments.only is None or v.name in {DEFAULT, *arguments.only}]
     seeds = arguments.seeds or (1 if arguments.fast else 2)
     study = Study(workdir, workdir / "data", training)
-    return Ablations(study, {"preset": arguments.preset}, chosen, seeds, "auto", arguments.rounds)
+    return Ablations(study, base, chosen, seeds, "auto", arguments.rounds)
 
 
 def _line(arguments: argparse.Namespace, ablations: Ablations, rows: list[Row]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _line(arguments: argparse.Namespace, ablations: Ablations, rows: list[Row]) 
         "requests": len(ablations.log),
         "fast": arguments.fast,
         "seeds": ablations.seeds,
-        "preset": arguments.preset,
+        "model": dict(ablations.base),
         "precision": ablations.precision,
         "mean_history": {event: round(length, 1) for event, length in ablations.mean_lengths.items()},
         "rows": rows,

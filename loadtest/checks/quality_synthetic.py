@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from loadtest.ablations.trained import Study, TrainedModel
+from loadtest.ablations.trained import Study, TrainedModel, varied
 from loadtest.checks.check import Check
 from loadtest.pipeline import CONFIGS, Pipeline
 from model.cli.console import note
@@ -30,14 +30,20 @@ from model.metrics.evaluate import TaskDraws, task_draws
 CONFIG = CONFIGS / "quality_synthetic.yaml"
 OVER_BAYES = 0.01
 REDUCED_SHARE = 0.5
-KUNLUN: Mapping[str, Any] = {"preset": "tiny", "place_embedding": True, "default_tower": {"n_recent": 8}}
-"""What the world asks for: who is newest, and the newest events as they are (see docs/quality.md)."""
 MODELS: Mapping[str, Mapping[str, Any]] = {
-    "kunlun": KUNLUN,
-    "kunlun, target pooling": {**KUNLUN, "target_pooling": {"seeds": 2, "width": 16}},
+    "kunlun": {},
+    "kunlun, target pooling": {"target_pooling": {"seeds": 2, "width": 16, "weights": "sigmoid"}},
+    "kunlun, exact": {
+        "variant": "exact",
+        "candidate": None,
+        "state_tokens": None,
+        "candidate_tokens": 4,
+        "head": {"tokens": 2, "hidden": 32},
+    },
     "din": {"architecture": "din"},
     "logistic regression": {"architecture": "logistic_regression"},
 }
+"""What differs from the model of the configuration; a mapping with `architecture` is a model of its own."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class SyntheticQuality:
         flags = ("--requests", str(size.requests), "--users", str(size.users), "--shards", str(size.shards))
         if not (workdir / "data" / "dataset.json").exists():
             Pipeline(workdir, synthetic=flags).prepare()
-        training = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+        training = {k: v for k, v in yaml.safe_load(CONFIG.read_text(encoding="utf-8")).items() if k != "model"}
         return Study(workdir, workdir / "data", training | {"epochs": size.epochs, "batch_requests": size.batch_requests})
 
     @cached_property
@@ -130,7 +136,9 @@ class SyntheticQuality:
         return load_request_log(self.study.data)
 
     def _model(self, name: str) -> TrainedModel:
-        return TrainedModel(self.study, name, MODELS[name])
+        changes = MODELS[name]
+        base = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["model"]
+        return TrainedModel(self.study, name, changes if "architecture" in changes else varied(base, changes))
 
     def _tested(self, name: str) -> TaskDraws:
         if name not in self.tested:
