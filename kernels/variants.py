@@ -14,20 +14,18 @@ Pass = Literal["forward", "backward_q", "backward_kv"]
 
 LONG = 0  # n_kv class of a loop over K/V tiles: jagged K/V or more rows than the largest class
 N_KV_CLASSES = (64, 128, 256)
+HOPPER_SHARED_KIB = 227  # per program, on Hopper and data centre Blackwell
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Tile sizes of one kernel: Q rows, K/V rows, warps, pipeline stages, Q tiles per work unit, x kept in registers, and heads
-    in flight in the block's walks without products."""
+    """Tile sizes of one kernel: Q rows, K/V rows, warps, pipeline stages, Q tiles per work unit at most."""
 
     m: int
     n: int
     warps: int
     stages: int
     unit_tiles: int = 1
-    keep: bool = False
-    prefetch: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,19 @@ def padded_width(head_width: int) -> int:
     return max(16, 1 << (head_width - 1).bit_length())
 
 
-def blocks(operator: Operator, direction: Pass, element_bytes: int, head_width: int, n_kv: int) -> Blocks:
-    """Tile sizes of a kernel. n_kv 0: jagged. Short K/V fit one tile: then they stay on chip for a unit's Q tiles."""
+def blocks(
+    operator: Operator, direction: Pass, element_bytes: int, head_width: int, n_kv: int, shared_kib: int = HOPPER_SHARED_KIB
+) -> Blocks:
+    """Tile sizes of a kernel. n_kv 0: jagged. Short K/V fit one tile: then they stay on chip for a unit's Q tiles.
+
+    `shared_kib`: shared memory that a program may have. Below Hopper's the tiles are those that fit 99 KiB without spilling
+    to speak of (checked by compiling for compute capability 8.6), not tuned ones.
+    """
     wide = padded_width(head_width) > 64
     if element_bytes > 2:  # three TF32 products per product: smaller tiles
-        return Blocks(32, 32, 4, 1) if wide else Blocks(64, _kv_tile(n_kv, 64), 4, 1)
+        return Blocks(32, _kv_tile(n_kv, 32), 4, 1) if wide else Blocks(64, _kv_tile(n_kv, 64), 4, 1)
+    if shared_kib < HOPPER_SHARED_KIB:
+        return Blocks(32 if (operator, direction) == ("pffn", "backward_kv") else 64, _kv_tile(n_kv, 64), 8, 1)
     kv_class = next((size for size in (128, 256) if 0 < n_kv <= size), LONG)
     chosen = _BLOCKS.get((operator, direction, wide, kv_class), _BLOCKS[operator, direction, wide, LONG])
     return replace(chosen, n=_kv_tile(n_kv, chosen.n))
@@ -83,20 +89,20 @@ def _kv_tile(n_kv: int, largest: int) -> int:
 _BLOCKS: dict[tuple[str, str, bool, int], Blocks] = {
     ("gdpa", "forward", False, 128): Blocks(128, 128, 4, 3, unit_tiles=4),
     ("gdpa", "forward", False, LONG): Blocks(128, 128, 4, 3),
-    ("gdpa", "forward", True, 128): Blocks(128, 128, 8, 3, unit_tiles=8),
-    ("gdpa", "forward", True, 256): Blocks(128, 256, 8, 2, unit_tiles=4),
+    ("gdpa", "forward", True, 128): Blocks(128, 128, 8, 3, unit_tiles=16),
+    ("gdpa", "forward", True, 256): Blocks(128, 256, 8, 2, unit_tiles=16),
     ("gdpa", "forward", True, LONG): Blocks(128, 64, 8, 3),
     ("gdpa", "backward_q", False, LONG): Blocks(128, 64, 4, 3),
     ("gdpa", "backward_q", True, 256): Blocks(64, 64, 4, 2),
     ("gdpa", "backward_q", True, LONG): Blocks(128, 64, 8, 3),
     ("gdpa", "backward_kv", False, LONG): Blocks(64, 128, 4, 3),
-    ("gdpa", "backward_kv", True, 128): Blocks(32, 128, 8, 3),
     ("gdpa", "backward_kv", True, LONG): Blocks(64, 128, 8, 3),
     ("pffn", "forward", False, LONG): Blocks(128, 128, 4, 2),
-    ("pffn", "forward", True, LONG): Blocks(128, 128, 8, 2, prefetch=4),
+    ("pffn", "forward", True, LONG): Blocks(128, 128, 8, 2),
     ("pffn", "backward_q", False, LONG): Blocks(64, 128, 4, 2),
     ("pffn", "backward_q", True, LONG): Blocks(32, 64, 4, 2),
     ("pffn", "backward_kv", False, LONG): Blocks(64, 128, 4, 2),
+    ("pffn", "backward_kv", False, 128): Blocks(32, 128, 4, 3),
     ("pffn", "backward_kv", True, 128): Blocks(32, 128, 8, 3),
     ("pffn", "backward_kv", True, LONG): Blocks(64, 128, 8, 3),
 }

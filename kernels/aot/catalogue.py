@@ -13,6 +13,7 @@ from kernels.variants import Blocks
 
 ACTIVATION = "fast_gelu"  # of every shipped variant: the presets' and the published benchmarks'
 INDEX = "*i32"
+SERVING_UNIT_TILES = 4  # Q tiles per work unit: batches of a server are too small for the units of a training batch
 ROWS_PER_SAMPLE, LONG_KEYS = 512, 1024  # what a roofline assumes of a batch
 
 
@@ -34,7 +35,7 @@ def variant(v: Shipped, tile: Blocks) -> Variant:
 def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
     """GDPA or the PFFN block: arguments are read from `kunlun_gdpa_params`; NULL pointers are NULL in the kernel, too."""
     resident = 0 < v.n_kv <= tile.n
-    unit_tiles = tile.unit_tiles if resident and v.operator == "gdpa" else 1
+    unit_tiles = min(tile.unit_tiles, SERVING_UNIT_TILES) if resident and v.operator == "gdpa" else 1
     unit = tile.m * unit_tiles
     codes, per_head = activation_codes((ACTIVATION,), v.heads)
     constants: dict[str, object] = {
@@ -57,7 +58,6 @@ def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
         none: tuple[str, ...] = ()
     else:
         kernel, grid = "kernels.pffn.triton_forward:pffn_forward", (units, "1", "1")
-        constants |= {"KEEP": tile.keep, "PREFETCH": tile.prefetch}
         scalars["eps"] = "p->eps"
         none = ("mean", "rstd", "rrms")
     if v.n_kv:

@@ -6,6 +6,7 @@ Everything it derives from lengths is computed on the device; no call here waits
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,8 @@ from kernels.gdpa.params import GDPAParams, Jagged
 from kernels.tiles import readers, tile_list, work_list
 from kernels.triton_activations import activation_codes
 from kernels.variants import Blocks
+
+PROGRAMS = 1024  # that a launch should have before its work units grow: eight for each multiprocessor of the largest GPUs
 
 
 def q_units(q: Tensor, k: Tensor, layout: Jagged, unit: int) -> tuple[Tensor | None, int, int]:
@@ -47,9 +50,25 @@ def window_argument(layout: Jagged) -> dict[str, int | bool]:
 
 def choose(operator: variants.Operator, direction: variants.Pass, k: Tensor, layout: Jagged) -> Blocks:
     """Tile sizes of the table; a work unit of several Q tiles only where K/V stay on chip."""
-    chosen = variants.blocks(operator, direction, k.element_size(), k.shape[2], layout.n_kv or 0)
+    chosen = variants.blocks(operator, direction, k.element_size(), k.shape[2], layout.n_kv or 0, _shared_kib(k.device))
     resident = 0 < (layout.n_kv or 0) <= chosen.n and layout.window is None
     return chosen if resident else replace(chosen, unit_tiles=1)
+
+
+@functools.cache
+def _shared_kib(device: torch.device) -> int:
+    """Shared memory that a program may have on a device; the interpreter has as much as the largest."""
+    if device.type != "cuda":
+        return variants.HOPPER_SHARED_KIB
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+    return int(properties["max_shared_mem"]) // 1024
+
+
+def enough_units(b: Blocks, q: Tensor) -> Blocks:
+    """Fewer Q tiles per work unit for small batches, so that there are several programs per multiprocessor."""
+    tiles = len(q) // b.m * q.shape[1]
+    most = max(1, tiles // PROGRAMS)
+    return replace(b, unit_tiles=min(b.unit_tiles, 1 << (most.bit_length() - 1)))
 
 
 def constants(q: Tensor, layout: Jagged, params: GDPAParams, b: Blocks) -> dict[str, int | bool]:
@@ -67,7 +86,7 @@ def forward(
     blocks: Blocks | None = None,
 ) -> Tensor:  # fmt: skip
     """GDPA of q [rows, H, d_h], k and v [K/V rows, H, d_h] → [rows (· B when shared), H, d_h]."""
-    b = blocks or choose("gdpa", "forward", k, layout)
+    b = blocks or enough_units(choose("gdpa", "forward", k, layout), q)
     rows = len(q) * (layout.samples(len(k)) if layout.shared_q else 1)
     out = (torch.zeros if layout.q_lengths is not None else torch.empty)((rows, *q.shape[1:]), dtype=q.dtype, device=q.device)
     tiles, per_sample, units = q_units(q, k, layout, b.m * b.unit_tiles)

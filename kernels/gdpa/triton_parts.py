@@ -20,24 +20,27 @@ LAYOUT = ["tiles", "q_offsets", "q_lengths", "k_offsets", "kv_index", "reader_of
 
 
 @triton.jit
-def load_rows(base, rows, limit, head, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_rows(base, rows, limit, head, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
+              EVICTION: tl.constexpr = ""):  # fmt: skip
     """rows [R] of one head as [R, BLOCK_D]; zero where row ≥ limit. `base` points at row 0 of the sample."""
     d = tl.arange(0, BLOCK_D)
     mask = rows[:, None] < limit
     if BLOCK_D != HEAD_WIDTH:
         mask = mask & (d[None, :] < HEAD_WIDTH)
-    return tl.load(base + rows[:, None] * (HEADS * HEAD_WIDTH) + (head * HEAD_WIDTH + d[None, :]), mask=mask, other=0.0)
+    pointers = base + rows[:, None] * (HEADS * HEAD_WIDTH) + (head * HEAD_WIDTH + d[None, :])
+    return tl.load(pointers, mask=mask, other=0.0, eviction_policy=EVICTION)
 
 
 @triton.jit
-def store_rows(base, rows, limit, head, x, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def store_rows(base, rows, limit, head, x, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
+               EVICTION: tl.constexpr = ""):  # fmt: skip
     """Store x [R, BLOCK_D] as rows of one head, those below `limit`, in the element type of `base`."""
     d = tl.arange(0, BLOCK_D)
     mask = rows[:, None] < limit
     if BLOCK_D != HEAD_WIDTH:
         mask = mask & (d[None, :] < HEAD_WIDTH)
     pointers = base + rows[:, None] * (HEADS * HEAD_WIDTH) + (head * HEAD_WIDTH + d[None, :])
-    tl.store(pointers, x.to(base.dtype.element_ty), mask=mask)
+    tl.store(pointers, x.to(base.dtype.element_ty), mask=mask, eviction_policy=EVICTION)
 
 
 @triton.jit

@@ -28,7 +28,7 @@ def forward(
             q, k, v, out, *(rows.unbind(0) if statistics else (None,) * 3),
             tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets, layout.kv_index,
             params.scale_in, params.scale_out, eps, per_sample,
-            KEEP=b.keep, PREFETCH=b.prefetch, **constants(q, layout, params, b),
+            **constants(q, layout, params, b),
         )  # fmt: skip
     return out, rows
 
@@ -60,7 +60,7 @@ def backward(
         triton_backward.pffn_backward_q[(units,)](
             q, k, v, out, dout, dq, mean, rstd, rrms, coupling,
             tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets, layout.kv_index,
-            params.scale_in, params.scale_out, per_sample, PREFETCH=for_q.prefetch, **constants(q, layout, params, for_q),
+            params.scale_in, params.scale_out, per_sample, **constants(q, layout, params, for_q),
         )  # fmt: skip
     dk, dv = backward_kv(q, k, v, dout, layout, params, for_kv, (out, rows, coupling))
     return dq, dk, dv

@@ -26,7 +26,7 @@ def pffn_backward_q(
     q, k, v, out, dout, dq, mean, rstd, rrms, coupling, tiles, q_offsets, q_lengths, k_offsets, kv_index,
     scale_in, scale_out, units_per_sample,
     HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, N_KV: tl.constexpr, CODES: tl.constexpr, PER_HEAD: tl.constexpr,
-    PREFETCH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq [rows, HEADS, HEAD_WIDTH]; writes `coupling` f32 [rows], the c above, for the K/V kernel; grid (units,)."""
     HARDWARE: tl.constexpr = (k.dtype.element_ty != tl.float32) and not INTERPRETED
@@ -43,7 +43,7 @@ def pffn_backward_q(
             k_base = k + k_start * WIDTH
             v_base = v + k_start * WIDTH
             couple = tl.zeros([BLOCK_M], tl.float32)
-            for head in tl.range(HEADS, num_stages=PREFETCH):
+            for head in tl.range(HEADS, num_stages=1):
                 raw = load_rows(q + base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(tl.float32)
                 y = load_rows(out + base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(tl.float32)
                 dy = load_rows(dout + base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(tl.float32)
@@ -71,7 +71,7 @@ def pffn_backward_q(
             total = total / WIDTH
             along = along / WIDTH
             tl.debug_barrier()  # dq̂ is read back below, perhaps by another thread than stored it
-            for head in tl.range(HEADS, num_stages=PREFETCH):
+            for head in tl.range(HEADS, num_stages=1):
                 raw = load_rows(q + base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
                 dy = load_rows(dout + base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(tl.float32)
                 d_normed = load_rows(dq + base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(tl.float32)

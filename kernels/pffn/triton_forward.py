@@ -4,7 +4,9 @@
 
 Both norms span the heads, so a tile's heads meet in one program: a first walk over the heads takes mean and
 rstd, a second one x_h head by head with Σ x² on the side, a third one scales and adds q. From HBM, q is
-read once and out written once; the later walks find the tile in the cache (KEEP: x stays in registers).
+read once and out written once; the later walks find the tile in the L2 cache, where eviction hints hold it until the
+third. On an H100 two things lost: x kept in registers (an unrolled loop over heads prefetches no K and V, by a third), and
+prefetching in the walks without products (spills, by a twentieth).
 """
 
 from __future__ import annotations
@@ -19,14 +21,13 @@ from kernels.triton_activations import INTERPRETED
 
 @triton.jit
 def layer_norm_statistics(
-    q_base, rows, length, eps, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, PREFETCH: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    q_base, rows, length, eps, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """(mean, rstd) f32 [BLOCK_M] over all heads of each row: moments about the mean per head, merged (Chan et al., 1979)."""
     mean = tl.zeros([BLOCK_M], tl.float32)
     moment = tl.zeros([BLOCK_M], tl.float32)
-    for head in tl.range(HEADS, num_stages=PREFETCH):
-        x = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(tl.float32)
+    for head in tl.range(HEADS, num_stages=1):
+        x = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D, "evict_last").to(tl.float32)
         head_mean = tl.sum(x, 1) / HEAD_WIDTH
         deviation = x - head_mean[:, None]
         if BLOCK_D != HEAD_WIDTH:
@@ -43,7 +44,7 @@ def pffn_forward(
     q, k, v, out, mean, rstd, rrms, tiles, q_offsets, q_lengths, k_offsets, kv_index,
     scale_in, scale_out, eps, units_per_sample,
     HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, N_KV: tl.constexpr, CODES: tl.constexpr, PER_HEAD: tl.constexpr,
-    KEEP: tl.constexpr, PREFETCH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """q, out [rows, HEADS, HEAD_WIDTH]; mean, rstd, rrms f32 [rows], or all None when no backward follows; grid (units,)."""
     HARDWARE: tl.constexpr = (k.dtype.element_ty != tl.float32) and not INTERPRETED
@@ -58,41 +59,24 @@ def pffn_forward(
             out_base = out + start * (HEADS * HEAD_WIDTH)
             k_base = k + k_start * (HEADS * HEAD_WIDTH)
             v_base = v + k_start * (HEADS * HEAD_WIDTH)
-            mu, inverse_std = layer_norm_statistics(q_base, rows, length, eps, HEADS, HEAD_WIDTH, PREFETCH, BLOCK_M, BLOCK_D)
+            mu, inverse_std = layer_norm_statistics(q_base, rows, length, eps, HEADS, HEAD_WIDTH, BLOCK_M, BLOCK_D)
             squares = tl.zeros([BLOCK_M], tl.float32)
-            if KEEP:
-                kept = ()
-                for head in tl.static_range(HEADS):
-                    raw = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
-                    normed = normed_query(raw, mu, inverse_std, HEAD_WIDTH, BLOCK_D)
-                    x = scale_out * attend(
-                        normed.to(k.dtype.element_ty), rows, k_base, v_base, n_kv, head, scale_in, 0,
-                        HEADS, HEAD_WIDTH, CODES, PER_HEAD, False, ONE_TILE, BLOCK_M, BLOCK_N, BLOCK_D, HARDWARE,
-                    ) + normed  # fmt: skip
-                    squares += tl.sum(x * x, 1)
-                    kept = kept + (x.to(raw.dtype),)  # noqa: RUF005 (Triton knows no starred tuples)
-                inverse_rms = 1.0 / tl.sqrt(squares / (HEADS * HEAD_WIDTH) + eps)
-                for head in tl.static_range(HEADS):
-                    raw = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
-                    y = kept[head].to(tl.float32) * inverse_rms[:, None] + raw.to(tl.float32)
-                    store_rows(out_base, rows, length, head, y, HEADS, HEAD_WIDTH, BLOCK_D)
-            else:
-                for head in range(HEADS):
-                    raw = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
-                    normed = normed_query(raw, mu, inverse_std, HEAD_WIDTH, BLOCK_D)
-                    x = scale_out * attend(
-                        normed.to(k.dtype.element_ty), rows, k_base, v_base, n_kv, head, scale_in, 0,
-                        HEADS, HEAD_WIDTH, CODES, PER_HEAD, False, ONE_TILE, BLOCK_M, BLOCK_N, BLOCK_D, HARDWARE,
-                    ) + normed  # fmt: skip
-                    squares += tl.sum(x * x, 1)
-                    store_rows(out_base, rows, length, head, x, HEADS, HEAD_WIDTH, BLOCK_D)
-                inverse_rms = 1.0 / tl.sqrt(squares / (HEADS * HEAD_WIDTH) + eps)
-                tl.debug_barrier()  # x is read back below, perhaps by another thread than stored it
-                for head in tl.range(HEADS, num_stages=PREFETCH):
-                    raw = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D)
-                    x = load_rows(out_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D).to(tl.float32)
-                    y = x * inverse_rms[:, None] + raw.to(tl.float32)
-                    store_rows(out_base, rows, length, head, y, HEADS, HEAD_WIDTH, BLOCK_D)
+            for head in range(HEADS):
+                raw = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D, "evict_last")
+                normed = normed_query(raw, mu, inverse_std, HEAD_WIDTH, BLOCK_D)
+                x = scale_out * attend(
+                    normed.to(k.dtype.element_ty), rows, k_base, v_base, n_kv, head, scale_in, 0,
+                    HEADS, HEAD_WIDTH, CODES, PER_HEAD, False, ONE_TILE, BLOCK_M, BLOCK_N, BLOCK_D, HARDWARE,
+                ) + normed  # fmt: skip
+                squares += tl.sum(x * x, 1)
+                store_rows(out_base, rows, length, head, x, HEADS, HEAD_WIDTH, BLOCK_D, "evict_last")
+            inverse_rms = 1.0 / tl.sqrt(squares / (HEADS * HEAD_WIDTH) + eps)
+            tl.debug_barrier()  # x is read back below, perhaps by another thread than stored it
+            for head in tl.range(HEADS, num_stages=1):
+                raw = load_rows(q_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D, "evict_first")
+                x = load_rows(out_base, rows, length, head, HEADS, HEAD_WIDTH, BLOCK_D, "evict_first").to(tl.float32)
+                y = x * inverse_rms[:, None] + raw.to(tl.float32)
+                store_rows(out_base, rows, length, head, y, HEADS, HEAD_WIDTH, BLOCK_D, "evict_first")
             if mean is not None:
                 inside = rows < length
                 tl.store(mean + start + rows, mu, mask=inside)

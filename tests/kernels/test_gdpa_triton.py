@@ -111,8 +111,8 @@ def test_head_widths(heads: int, width: int) -> None:
     assert_close("pffn", run_pffn(x, params, jagged, Blocks(16, 32, 4, 1)), x, params, jagged)
 
 
-@pytest.mark.parametrize("blocks", [Blocks(16, 64, 4, 1, unit_tiles=2), Blocks(32, 64, 4, 1, unit_tiles=3, keep=True)])
-def test_resident_keys_and_kept_heads_change_no_result(blocks: Blocks) -> None:
+@pytest.mark.parametrize("blocks", [Blocks(16, 64, 4, 1, unit_tiles=2), Blocks(32, 64, 4, 1, unit_tiles=3)])
+def test_units_of_several_tiles_change_no_result(blocks: Blocks) -> None:
     jagged = layout("several tiles")
     params = GDPAParams(("silu", "relu", "gelu"), 0.3, 0.7)
     x = operands(jagged, torch.float32, heads=3)
