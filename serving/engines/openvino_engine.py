@@ -20,7 +20,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,18 +193,23 @@ def measure_peak_flops(precision: str, threads: int) -> float:
     A constant-weight product of a batch's size; the median run, so that a neighbour's noise neither
     raises nor lowers it much.
     """
+    run, seconds = peak_probe(precision, threads), []
+    for _ in range(PROBE_RUNS):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * PROBE_ROWS * PROBE_WIDTH**2 / statistics.median(seconds)
+
+
+def peak_probe(precision: str, threads: int) -> Callable[[], Any]:
+    """A call that multiplies [PROBE_ROWS, PROBE_WIDTH] by constant weights [PROBE_WIDTH, PROBE_WIDTH]."""
     rng = np.random.default_rng(0)
     left = opset13.parameter([PROBE_ROWS, PROBE_WIDTH], np.float32)
     weights = opset13.constant(rng.standard_normal((PROBE_WIDTH, PROBE_WIDTH)).astype(np.float32))
     model = ov.Model([opset13.matmul(left, weights, False, False)], [left], "probe")
     request = ov.Core().compile_model(model, "CPU", cpu_settings(precision, threads)).create_infer_request()
     x = rng.standard_normal((PROBE_ROWS, PROBE_WIDTH)).astype(np.float32)
-    seconds = []
-    for _ in range(PROBE_RUNS):
-        started = time.perf_counter()
-        request.infer([x])
-        seconds.append(time.perf_counter() - started)
-    return 2.0 * PROBE_ROWS * PROBE_WIDTH**2 / statistics.median(seconds)
+    return lambda: request.infer([x])
 
 
 def _instruction_sets(core: ov.Core) -> str:

@@ -14,7 +14,7 @@ ALLOWED = {
     "kernels": {"kernels"},
     "model": {"model", "kernels", "kunlun"},
     "serving": {"serving", "model", "kunlun"},
-    "loadtest": {"loadtest", "serving", "model", "kunlun"},
+    "loadtest": {"loadtest", "serving", "model", "kernels", "kunlun"},
     "kunlun": {"kunlun"},
 }
 ROOMS = {name: ROOT / "proto" / "kunlun" if name == "kunlun" else ROOT / name for name in ALLOWED}
