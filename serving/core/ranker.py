@@ -281,7 +281,7 @@ class Ranker:
             inputs = self._host.score_inputs(kept, request.context, request.received_ms, state.newest_ms, view.histories)
             unknown = inputs.unknown_items
             reservation.release()
-            job = self._scheduler.score_job(inputs, dict(state.tensors), len(kept), urgency)
+            job = self._scheduler.score_job(inputs, dict(state.tensors), len(kept), urgency, state.flops_per_candidate)
             try:
                 probabilities = await job.result
             except asyncio.CancelledError:
@@ -421,6 +421,7 @@ class Ranker:
                         *times,
                         view.history_version,
                         is_degraded=bool(view.fault) or view.is_partial,
+                        flops_per_candidate=self._flops.score(0, 1, lengths=lengths).total,
                     )
                 )
 

@@ -75,10 +75,11 @@ class EncodeJob(Work):
 
 @dataclass(eq=False)
 class ScoreJob(Work):
-    """One request to score; the result is the probabilities [C, tasks]."""
+    """One request to score; the result is the probabilities [C, tasks]. `useful_per_row`: FLOPs on real events."""
 
     inputs: ScoreInputs | None = None
     state: Rows = field(default_factory=dict)
+    useful_per_row: float = 0.0
     result: asyncio.Future[NDArray[np.float32]] = field(default_factory=asyncio.Future)
     probabilities: NDArray[np.float32] | None = None
     done_rows: int = 0
@@ -200,8 +201,10 @@ class Scheduler:
         self._submit(job)
         return job
 
-    def score_job(self, inputs: ScoreInputs, state: Rows, candidates: int, urgency: Urgency) -> ScoreJob:
-        """Submit the scoring of one request."""
+    def score_job(
+        self, inputs: ScoreInputs, state: Rows, candidates: int, urgency: Urgency, useful_per_row: float | None = None
+    ) -> ScoreJob:
+        """Submit the scoring of one request; `useful_per_row`: FLOPs per candidate on real events (None: all are real)."""
         job = ScoreJob(
             Group(SCORE_CANDIDATES),
             candidates,
@@ -211,6 +214,7 @@ class Scheduler:
             urgency.due,
             inputs=inputs,
             state=state,
+            useful_per_row=self._flops.per_candidate if useful_per_row is None else useful_per_row,
         )
         self._submit(job)
         return job
@@ -397,7 +401,10 @@ def _deliver(outcome: Outcome) -> None:
 
 def _useful_flops(piece: Piece) -> float:
     """FLOPs on real events and candidates."""
-    return piece.work.useful_flops if isinstance(piece.work, EncodeJob) else piece.flops
+    if isinstance(piece.work, EncodeJob):
+        return piece.work.useful_flops
+    job = _score(piece)
+    return (piece.stop - piece.start) * job.useful_per_row + (job.flops_fixed if piece.start == 0 else 0.0)
 
 
 def _encode(piece: Piece) -> EncodeJob:

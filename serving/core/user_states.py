@@ -42,6 +42,7 @@ class UserState:
 
     `queue_s`, `encode_s`: what making it took. `history_version`: of the histories it was made from.
     `is_degraded`: made without the store or from a part of the histories, so nothing may fall back on it.
+    `flops_per_candidate`: useful work of scoring one candidate with it, on the real events behind it; None: that of the caps.
     """
 
     tensors: Mapping[str, NDArray[Any]]
@@ -51,6 +52,7 @@ class UserState:
     encode_s: float = 0.0
     history_version: int = 0
     is_degraded: bool = False
+    flops_per_candidate: float | None = None
 
 
 def state_key(user_id: str, user_key: int, user: Records, histories: Mapping[str, Records]) -> StateKey:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from served_model import serve
+from served_model import ServeProcess, serve
 
 from kunlun.client import Client, Event
 from model.architectures.kunlun.config import ExactConfig
 from model.artifact import Artifact
+from model.flops import FlopModel
 from model.signature import ENCODE_USER, SCORE_CANDIDATES, encode_user_signature, score_candidates_signature
 from serving.engines.base import Session
 from serving.engines.open import open_engine
@@ -32,13 +35,13 @@ def session(exact_artifact: Artifact, exact_engine_cache: Path) -> Session:
 
 
 @pytest.fixture(scope="module")
-def client(exact_artifact: Artifact, exact_engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def server(
+    exact_artifact: Artifact, exact_engine_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServeProcess]:
     model = ("--repository", str(exact_artifact.path.parents[1]), "--engine-cache", str(exact_engine_cache))
-    with (
-        serve(tmp_path_factory.mktemp("exact"), *model) as server,
-        Client(server.wait_until_ready()["address"], timeout_s=10) as opened,
-    ):
-        yield opened
+    with serve(tmp_path_factory.mktemp("exact"), *model) as running:
+        running.wait_until_ready()
+        yield running
 
 
 def test_the_engine_computes_what_the_twin_computes(exact_artifact: Artifact, session: Session) -> None:
@@ -71,7 +74,22 @@ def test_a_candidate_has_the_same_bits_in_any_batch(
         assert np.array_equal(session.run(SCORE_CANDIDATES, alone)["logits"], together[own]), request
 
 
-def test_the_server_serves_it(client: Client) -> None:
+def test_the_server_serves_it_and_counts_real_events_as_useful_work(server: ServeProcess, exact_artifact: Artifact) -> None:
+    facts = server.wait_until_ready()
+    with Client(facts["address"], timeout_s=10) as client:
+        ask_with_and_without_a_click(client)
+    with urllib.request.urlopen(f"http://{facts['metrics']}/metrics", timeout=10) as page:
+        counted = re.search(r'^kunlun_engine_useful_flops_total{graph="score_candidates"} (\S+)$', page.read().decode(), re.M)
+    formula = FlopModel.from_json(exact_artifact.manifest.flops, exact_artifact.config)
+    none, one = {"click": 0, "impression": 0}, {"click": 1, "impression": 0}
+    expected = formula.score(1, 30, lengths=none).total + formula.score(2, 37, lengths=one).total
+    assert counted is not None
+    assert float(counted[1]) == pytest.approx(expected, rel=1e-9)
+    assert expected < 0.5 * formula.score(3, 67).total, "padding would have counted for more than twice"
+
+
+def ask_with_and_without_a_click(client: Client) -> None:
+    """Three requests of one user: 30 candidates without history, then 30 and 7 with one click."""
     before = client.rank("maya", ITEMS, columns=BIDS, context={"surface": "home"}, time_ms=NOW)
     token = client.record_events([Event("maya", "click", before.items[-1], {"dwell": 9.0}, time_ms=NOW - 1000)])
     after = client.rank("maya", ITEMS, columns=BIDS, context={"surface": "home"}, after=token, time_ms=NOW)
