@@ -5,8 +5,8 @@
 Both norms span the heads, so a tile's heads meet in one program: a first walk over the heads takes mean and
 rstd, a second one x_h head by head with Σ x² on the side, a third one scales and adds q. From HBM, q is
 read once and out written once; the later walks find the tile in the L2 cache, where eviction hints hold it until the
-third. On an H100 two things lost: x kept in registers (an unrolled loop over heads prefetches no K and V, by a third), and
-prefetching in the walks without products (spills, by a twentieth).
+third. Two things lost on an H100: x kept in registers (an unrolled loop over heads prefetches no K and V), and prefetching in
+the walks without products (it costs registers that spill).
 """
 
 from __future__ import annotations
