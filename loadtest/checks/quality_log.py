@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from model.data.canonical import LogFile, read_log, write_log
 from model.data.request_log import RequestLog, load_request_log
 from model.data.split import split_requests
 from model.features import FeatureEncoder
-from model.metrics.bootstrap import Interval
+from model.metrics.bootstrap import Interval, interval
 from model.metrics.comparison import mean_over_seeds, relative_gain
 from model.metrics.evaluate import ALL, TaskDraws, sliced_draws
 from model.schema import Table
@@ -96,12 +96,8 @@ class LogQuality:
         test = split_requests(log, "time", validation=VALIDATION_SHARE, test=TEST_SHARE).test
         runs = [self._train(config, data, f"metarank-{seed}", seed) for seed in self.seeds]
         drawn = [self._served(run, log, test) for run in runs]
-        value, draws = mean_over_seeds(drawn, "ndcg10")
-        by_seed = [round(d.values["ndcg10"], 4) for d in drawn]
-        low, high = np.quantile(draws, [0.025, 0.975])
-        figures = {"ndcg10": round(value, 4), "low": round(low, 4), "high": round(high, 4), "by_seed": by_seed}
-        figures |= {"test_requests": len(test), "ne": round(mean_over_seeds(drawn)[0], 4)}
-        return Check("metarank_split", figures, f"mean NDCG@10 ≥ {NDCG}", value >= NDCG)
+        figures: dict[str, Any] = {"test_requests": len(test)} | {f: _spread(drawn, f) for f in ("ndcg10", "ne", "auc")}
+        return Check("metarank_split", figures, f"mean NDCG@10 ≥ {NDCG}", figures["ndcg10"]["value"] >= NDCG)
 
     @cached_property
     def log(self) -> RequestLog:
@@ -118,15 +114,10 @@ class LogQuality:
         test = split_requests(self.log, "per_user_last").test
         runs = [run if name == "refitted" else run / SELECTION for run in self._runs]
         drawn = self.tested[name] = [self._served(run, self.log, test) for run in runs]
-        figures: dict[str, Any] = {}
-        for figure in ("ne", "auc", "ndcg10"):
-            value, draws = mean_over_seeds(drawn, figure)
-            low, high = np.quantile(draws, [0.025, 0.975])
-            by_seed = [round(d.values[figure], 4) for d in drawn]
-            figures[figure] = {"mean": round(value, 4), "low": round(low, 4), "high": round(high, 4), "by_seed": by_seed}
+        figures: dict[str, Any] = {figure: _spread(drawn, figure) for figure in ("ne", "auc", "ndcg10", "calibration")}
         if name == "trained":
             figures["validation_ne"] = [_curve(run) for run in runs]
-        ok = figures["ne"]["mean"] <= targets["ne"] and figures["auc"]["mean"] >= targets["auc"]
+        ok = figures["ne"]["value"] <= targets["ne"] and figures["auc"]["value"] >= targets["auc"]
         return Check(name, figures, f"mean NE ≤ {targets['ne']} and AUC ≥ {targets['auc']}", ok)
 
     def _train(self, config: Path, data: Path, name: str, seed: int) -> Path:
@@ -187,5 +178,12 @@ def _curve(run: Path) -> list[float]:
     return [round(line["validation_ne"], 4) for line in map(json.loads, lines) if "validation_ne" in line]
 
 
-def _rounded(found: Interval) -> dict[str, float]:
-    return {"value": round(found.value, 2), "low": round(found.low, 2), "high": round(found.high, 2)}
+def _spread(drawn: Sequence[TaskDraws], figure: str) -> dict[str, Any]:
+    """Mean over seeds with its 95 % interval over users and seeds, and every seed's."""
+    value, draws = mean_over_seeds(drawn, figure)
+    by_seed = [round(float(d.values[figure]), 4) for d in drawn]
+    return {**_rounded(interval(value, draws), 4), "by_seed": by_seed}
+
+
+def _rounded(found: Interval, digits: int = 2) -> dict[str, float]:
+    return {name: round(float(value), digits) for name, value in asdict(found).items()}
