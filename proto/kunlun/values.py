@@ -140,7 +140,7 @@ class Event:
     user_id: str
     type: str
     item: str | int
-    attributes: Mapping[str, Value] = field(default_factory=dict)
+    attributes: Mapping[str, Values] = field(default_factory=dict)
     time_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 

@@ -10,8 +10,9 @@ import pytest
 from protocol_server import shop_schema
 
 from kunlun.v1 import events_pb2, types_pb2
-from kunlun.values import column
-from model.hashing import MISSING_KEY
+from kunlun.values import Event, column
+from model.hashing import MISSING_KEY, string_keys
+from model.schema import FeatureKind
 from serving.core.errors import InvalidField
 from serving.protocol.columns import ColumnReader
 from serving.protocol.event_messages import EventMessages
@@ -42,6 +43,18 @@ def test_values_of_the_wrong_kind_are_refused_still() -> None:
         READER.overrides("candidate_features", [column("genres", [[1], []])], 2)
     with pytest.raises(InvalidField, match=r"2 value\(s\), one per candidate, found 0"):
         READER.overrides("candidate_features", [types_pb2.FeatureColumn(name="bid", string_values={})], 2)
+
+
+def test_events_carry_several_values_of_an_attribute() -> None:
+    click = SCHEMA.event("click")
+    genres = next(f for f in SCHEMA.item_features if f.kind is FeatureKind.MULTI)
+    schema = SCHEMA.model_copy(update={"events": (click.model_copy(update={"attributes": (*click.attributes, genres)}),)})
+    sent = [Event("u", "click", "a", {genres.name: ["x", "y"]}), Event("u", "click", "b", {genres.name: []})]
+    message = events_pb2.RecordEventsRequest(events=[event.message() for event in sent])
+    first, second = (e.record[genres.name][0] for e in asyncio.run(EventMessages(schema).events(message)))
+    assert first[:2].tolist() == string_keys(["x", "y"], schema.hash).tolist()
+    assert (first[2:] == MISSING_KEY).all()
+    assert (second == MISSING_KEY).all()
 
 
 def test_a_full_batch_of_events_leaves_the_loop_to_others() -> None:
