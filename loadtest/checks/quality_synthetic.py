@@ -32,6 +32,8 @@ OVER_BAYES = 0.01
 REDUCED_SHARE = 0.5
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "kunlun": {},
+    "logistic regression": {"architecture": "logistic_regression"},
+    "din": {"architecture": "din"},
     "kunlun, target pooling": {"target_pooling": {"seeds": 2, "width": 16, "weights": "sigmoid"}},
     "kunlun, exact": {
         "variant": "exact",
@@ -40,8 +42,6 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "candidate_tokens": 4,
         "head": {"tokens": 2, "hidden": 32},
     },
-    "din": {"architecture": "din"},
-    "logistic regression": {"architecture": "logistic_regression"},
 }
 """What differs from the model of the configuration; a mapping with `architecture` is a model of its own."""
 
