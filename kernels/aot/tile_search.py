@@ -52,8 +52,9 @@ def search(sms: Sequence[int], cache: Path, progress: Callable[[str], None]) -> 
 
 
 def _first(pool: ProcessPoolExecutor, members: list[Shipped], sm: int) -> Blocks | None:
-    """The first candidate that holds for every member of a class; the first member weeds most of them out."""
-    for tile in tiles.candidates(members[0]):
+    """The tuned tiles, else the present exception, else the first candidate that holds for every member of a class."""
+    tuned, *others = tiles.candidates(members[0])
+    for tile in dict.fromkeys((tuned, tiles.blocks(members[0], sm), *others)):
         if all(_holds(pool, Job(catalogue.variant(v, tile), sm)) for v in members):
             return tile
     return None
