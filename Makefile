@@ -62,7 +62,7 @@ kernels: $(STAMP) ## compile the kernels for every GPU and link build/kernels/li
 	$(BIN)/python -m kernels.aot build
 
 kernels-check: $(STAMP) ## all about the kernels that needs no GPU: interpreter tests, every cubin, static report, launcher library
-	$(BIN)/python -m kernels.aot check
+	$(BIN)/python -m kernels.aot check --cpu loadtest.cpu_graph
 
 system-deps: ## the few Debian packages that some tests use (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus g++

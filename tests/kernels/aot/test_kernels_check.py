@@ -48,10 +48,9 @@ def test_cpu_fractions_come_from_the_closing_line_of_the_module(tmp_path: Path, 
     (tmp_path / "measured_here.py").write_text("print('words')\nprint('{\"ok\": true, \"fraction\": 0.7}')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *sys.path]))
-    monkeypatch.setattr(check, "CPU_MODULE", "measured_here")
-    assert check.measured_on_cpu() == {"ok": True, "fraction": 0.7}
-    monkeypatch.setattr(check, "CPU_MODULE", "not_written_yet")
-    assert check.measured_on_cpu() is None
+    assert check.measured_on_cpu("measured_here") == {"ok": True, "fraction": 0.7}
+    assert check.measured_on_cpu("no_such_module") is None
+    assert check.measured_on_cpu(None) is None
 
 
 def test_the_closing_line_is_ok_when_every_part_is_and_names_what_waits() -> None:
