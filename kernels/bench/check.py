@@ -20,7 +20,7 @@ from kernels.bench.parity import Parity, Task, tasks
 from kernels.bench.run import Result, measure_case, plan
 from kernels.bench.sanitizer import Sanitized, Sanitizer
 
-CORRECTNESS_SHARE = 0.5
+CORRECTNESS_SHARE = 0.6
 """Of the time budget, at most, for parity and the sanitizer; most of it is compiling kernels, on all cores."""
 
 
