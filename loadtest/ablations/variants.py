@@ -66,9 +66,11 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("no GDPA", "K and V of the PFFN are learned, the same for every user", {"pffn": "ffn"}, "NE +0.04 %, QPS -8 %"),
     Variant("linear GDPA", "InterFormer's generated linear map", {"pffn": "generated_linear"}),
     Variant("GDPA scale 1/τ", "the paper's scale without our gain", {"scale": "paper"}),
+    Variant("GDPA scale outside", "scores as they are, the sum over n_kv: the kernels' reading", {"scale": "kernel"}),
     Variant(
         "PMA", "as many seeds as summary tokens, no SumKron", {"default_tower": {"pooling": "pma"}}, "NE +0.08 %, QPS +8.8 %"
     ),
+    Variant("GDPA pooling", "seeds with GDPA's activation in place of the softmax", {"default_tower": {"pooling": "gdpa"}}),
     Variant(
         "dense attention",
         "self-attention without a window",
@@ -94,8 +96,11 @@ VARIANTS: tuple[Variant, ...] = (
     ),
     Variant("four experts", "four", {"user_interaction": {"experts": 4}}),
     Variant("full expert input", "experts see all set tokens, not a share", {"user_interaction": {"expert_input": "full"}}),
+    Variant("attentive FM", "Y of the FM made from the sample's own tokens", {"user_interaction": {"attentive": True}}),
+    Variant("post-norm attention", "LN(S + MHA(S)) in place of S + MHA(LN(S))", {"attention_norm": "post"}),
     Variant("no time encoding", "self-attention without ROTE", {"time_encoding": "none"}),
     Variant("position only", "RoPE, no time", {"time_encoding": "position"}),
+    Variant("position plus time", "every rotary pair by both, not half of them by each", {"time_encoding": "sum"}),
     Variant("adjacent time", "time to the event before in place of age", {"time_encoding": "adjacent"}),
     Variant("no place embedding", "history tokens do not know their place from the newest event", {"place_embedding": False}),
     Variant("no recent tokens", "the newest tokens do not join the summary", {"default_tower": {"n_recent": 0}}),

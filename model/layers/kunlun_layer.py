@@ -63,10 +63,17 @@ class GlobalStep(nn.Module):
             case Pffn.GENERATED_LINEAR:
                 self.weights = GeneratedLinear(config.width, tower.width, config.n_kv)
         self.pool: AttentionPooling
-        if tower.pooling is Pooling.HSP:
-            self.pool = HierarchicalSeedPooling(tower.width, tower.heads, tower.n_seeds, tower.n_tokens, tower.kronecker_rank)
-        else:
+        if tower.pooling is Pooling.PMA:
             self.pool = AttentionPooling(tower.width, tower.heads, tower.n_tokens)
+        else:
+            self.pool = HierarchicalSeedPooling(
+                tower.width,
+                tower.heads,
+                tower.n_seeds,
+                tower.n_tokens,
+                tower.kronecker_rank,
+                activation=names if tower.pooling is Pooling.GDPA else None,
+            )
         self.lift = nn.Linear(tower.width, config.width, bias=False)
 
     def forward(self, s: Tensor, x_sum: Tensor | None, sequence: Sequence) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels.activations import activate
 from model.layers.tokens import length_mask
 
 _MASKED = -3.0e4
@@ -38,11 +39,14 @@ class SumKronLinear(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Pooling by multi-head attention (PMA, Set Transformer): S [B, T, d_e] with lengths [B] → H [B, n_seeds, d_e]."""
+    """Pooling by multi-head attention (PMA, Set Transformer): S [B, T, d_e] with lengths [B] → H [B, n_seeds, d_e].
 
-    def __init__(self, width: int, heads: int, n_seeds: int) -> None:
+    `activation`: of GDPA, one or one per head, in place of the softmax.
+    """
+
+    def __init__(self, width: int, heads: int, n_seeds: int, activation: tuple[str, ...] | None = None) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.activation = heads, activation
         self.seeds = nn.Parameter(torch.randn(n_seeds, width))
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(width, width, bias=False)
@@ -59,8 +63,11 @@ class AttentionPooling(nn.Module):
         k = self._heads(self.to_k(F.layer_norm(s, s.shape[-1:])))
         v = self._heads(self.to_v(s))
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, H, n_seeds, T]
-        present = length_mask(lengths, s.shape[1])
-        weights = scores.masked_fill(present[:, None, None, :] == 0, _MASKED).softmax(-1)
+        if self.activation is None:
+            present = length_mask(lengths, s.shape[1])
+            weights = scores.masked_fill(present[:, None, None, :] == 0, _MASKED).softmax(-1)
+        else:
+            weights = activate(scores, self.activation, head_dim=1)  # keys beyond a history are 0, and so is Act(0)
         return self.out((weights @ v).transpose(1, 2).flatten(2))  # empty history: v is zero, so is this
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -70,8 +77,16 @@ class AttentionPooling(nn.Module):
 class HierarchicalSeedPooling(AttentionPooling):
     """The same with more seeds than tokens, compressed: S [B, T, d_e] with lengths [B] → H [B, n_tok, d_e]."""
 
-    def __init__(self, width: int, heads: int, n_seeds: int, n_tokens: int, rank: int) -> None:
-        super().__init__(width, heads, n_seeds)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        n_seeds: int,
+        n_tokens: int,
+        rank: int,
+        activation: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__(width, heads, n_seeds, activation)
         self.compress = SumKronLinear(n_seeds, n_tokens, width, rank)
 
     def forward(self, s: Tensor, lengths: Tensor) -> Tensor:

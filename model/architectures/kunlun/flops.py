@@ -130,7 +130,7 @@ def gdpa(steps: int, n_kv: int, width: int) -> float:
 
 def seeds_of(tower: TowerConfig) -> int:
     """Learned queries of a tower's pooling."""
-    return tower.n_seeds if tower.pooling is Pooling.HSP else tower.n_tokens
+    return tower.n_tokens if tower.pooling is Pooling.PMA else tower.n_seeds
 
 
 def seed_pooling(steps: int, tower: TowerConfig) -> float:

@@ -46,10 +46,11 @@ class Pffn(StrEnum):
 
 
 class Pooling(StrEnum):
-    """Sequence → summary tokens. `hsp`: more seeds than tokens, then SumKron. `pma`: as many seeds as tokens, no compression
-    (`n_seeds` and `kronecker_rank` then mean nothing)."""
+    """Sequence → summary tokens. `hsp`: more seeds than tokens, then SumKron. `gdpa`: the same with the activation in place of
+    the softmax. `pma`: as many seeds as tokens, no compression (`n_seeds` and `kronecker_rank` then mean nothing)."""
 
     HSP = "hsp"
+    GDPA = "gdpa"
     PMA = "pma"
 
 

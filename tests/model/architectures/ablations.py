@@ -15,6 +15,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "scale_kernel": {"scale": "kernel"},
     "activation_per_head": {"activation": ["silu", "gelu"]},
     "pooling_pma": {"default_tower": {"pooling": "pma"}},
+    "pooling_gdpa": {"default_tower": {"pooling": "gdpa"}},
     "attention_dense": {"default_tower": {"attention": "dense"}},
     "attention_block": {"default_tower": {"attention": "block"}},
     "window_wide": {"default_tower": {"window": 11}},
