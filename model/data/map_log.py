@@ -25,7 +25,7 @@ from model.hashing import string_keys
 from model.records import ARRIVAL_MS, event_dtype, feature_dtype
 from model.schema import HashSpec, IdType, Schema
 
-READ_ROWS, SORT_ROWS = 8_192, 65_536
+READ_ROWS, SORT_ROWS = 2_048, 65_536
 _USER_FACTOR = np.int64(-7_046_029_254_386_353_131)
 """Odd, so that events of different users with one id have different hashes."""
 

@@ -25,8 +25,8 @@ from model.history import arrived_before, visible_history, visible_lengths
 from model.records import FieldError, Records, missing_records
 from model.schema import EventType, Schema
 
-BLOCK_REQUESTS = 16_384
-"""Requests that passes over a whole log take at a time, so that their arrays do not grow with it."""
+BLOCK_REQUESTS, BLOCK_SHOWN = 16_384, 262_144
+"""What passes over a whole log take at a time, so that their arrays do not grow with it."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,11 @@ class RequestLog:
         return np.repeat(self.offsets[requests] - (ends - sizes), sizes) + np.arange(sizes.sum())
 
     def blocks(self, requests: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """The given requests, `BLOCK_REQUESTS` at a time."""
-        for start in range(0, len(requests), BLOCK_REQUESTS):
-            yield requests[start : start + BLOCK_REQUESTS]
+        """The given requests, some thousand at a time, with about `BLOCK_SHOWN` shown items at most."""
+        shown = max(1, len(self.item_index) // max(1, len(self)))
+        size = max(1, min(BLOCK_REQUESTS, BLOCK_SHOWN // shown))
+        for start in range(0, len(requests), size):
+            yield requests[start : start + size]
 
     def negatives(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """Which shown items (of all, or of `rows`) down-sampling may drop: every task's label is known and 0."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ConfigError
-from model.data.request_log import BLOCK_REQUESTS, RequestLog
+from model.data.request_log import RequestLog
 from model.training.config import TrainConfig
 
 DRAWN_ROWS = 1 << 20
@@ -44,13 +44,14 @@ def sample_negatives(log: RequestLog, train: NDArray[np.int64], config: TrainCon
     kept = _draw(log, config) if config.negative_rate < 1 else None
     counts = np.empty(len(train), np.int64)
     left, negatives, whole = (np.zeros(len(log.schema.tasks)) for _ in range(3))
-    for number, requests in enumerate(log.blocks(train)):
+    start = 0
+    for requests in log.blocks(train):
         rows = log.rows_of(requests)
         sizes = log.offsets[requests + 1] - log.offsets[requests]
         is_kept = np.ones(len(rows), bool) if kept is None else kept[rows]
         owner = np.repeat(np.arange(len(requests)), sizes)
-        start = number * BLOCK_REQUESTS
         counts[start : start + len(requests)] = np.bincount(owner, is_kept, len(requests))
+        start += len(requests)
         negative, weights = log.labels[rows] == 0, log.weights(rows)
         left += (negative & is_kept[:, None]).sum(axis=0)
         negatives += negative.sum(axis=0)

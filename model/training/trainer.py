@@ -102,7 +102,7 @@ class Trainer:
         self.state: dict[str, Any] = {
             "step": 0, "seconds": 0.0, "best_ne": None, "worse": 0, "stopped": "", "skipped": 0,
         }  # fmt: skip
-        self.since = _Since()
+        self.since = Since()
 
     def resume(self) -> None:
         """Continue from the newest checkpoint; ``metrics.jsonl`` forgets what came after it."""
@@ -232,7 +232,7 @@ class Trainer:
 
     def _write_metrics(self, line: dict[str, Any]) -> None:
         self.run.append_metrics(line)
-        self.since = _Since()
+        self.since = Since()
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         return {"model": self.model.state_dict(), "position": self.position_bias.state_dict()}
@@ -276,7 +276,7 @@ class Trainer:
 
 
 @dataclass
-class _Since:
+class Since:
     """Steps since the last line of ``metrics.jsonl``."""
 
     began: float = field(default_factory=time.monotonic)
