@@ -102,6 +102,7 @@ def _fit(
         trainer.resume()
     elif warm is not None:
         warm.fill(trainer.model, trainer.position_bias, run.encoder)
+        trainer.begin_average()
     parameters, compute = sum(p.numel() for p in trainer.model.parameters()), trainer.compute
     held_out = "" if selection else f", {len(validation):,} validation"
     observer.note(

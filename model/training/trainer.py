@@ -98,7 +98,7 @@ class Trainer:
         if selection is not None:
             self.total_steps, self.planned_steps = selection.steps(self.plan.batches, self.config)
         self.optimizers = Optimizers(self.model, self.position_bias, self.config.optimizer, self.planned_steps)
-        self.average = weight_average(self.model, self.position_bias, self.config.optimizer.average_decay)
+        self.begin_average()
         self.state: dict[str, Any] = {
             "step": 0, "seconds": 0.0, "best_ne": None, "worse": 0, "stopped": "", "skipped": 0,
         }  # fmt: skip
@@ -114,6 +114,10 @@ class Trainer:
         if self.average is not None:
             self.average.restore(groups)
         self.run.forget_metrics_after(self.state["step"])
+
+    def begin_average(self) -> None:
+        """Begin the average of weights, if there is to be one, with those of now."""
+        self.average = weight_average(self.model, self.position_bias, self.config.optimizer.average_decay)
 
     def fit(self, report: Callable[[Progress], None], evaluated: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Train to the end (or to `patience`, or `max_seconds`); returns and stores the result."""

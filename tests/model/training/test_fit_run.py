@@ -74,6 +74,14 @@ def test_a_refit_trains_as_long_as_the_best_run_on_both_parts(log: RequestLog, t
     )
 
 
+def test_a_warm_start_begins_where_the_earlier_run_ended_averages_included(log: RequestLog, tmp_path: Path) -> None:
+    first = fit_run(CONFIG, log, tmp_path / "first")
+    optimizer = CONFIG.optimizer.model_copy(update={"dense_lr": 1e-9, "sparse_lr": 1e-9, "average_decay": 0.999})
+    again = CONFIG.model_copy(update={"epochs": 1, "warm_start": tmp_path / "first", "optimizer": optimizer})
+    second = fit_run(again, log, tmp_path / "second")
+    assert second["best"]["validation_ne"] == pytest.approx(first["best"]["validation_ne"], abs=1e-5)
+
+
 def test_a_refit_by_passes_takes_more_steps(log: RequestLog, tmp_path: Path) -> None:
     result = fit_run(REFIT.model_copy(update={"epochs": 1, "refit_length": RefitLength.PASSES}), log, tmp_path / "run")
     chosen = TrainingRun.open(tmp_path / "run" / SELECTION).result
