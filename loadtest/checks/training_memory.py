@@ -67,8 +67,6 @@ def train_capped(directory: Path, workdir: Path, storage: str, cap_bytes: int, s
     import torch
 
     from model.data.open_log import Storage, open_request_log
-    from model.data.synthetic import generate
-    from model.data.synthetic_world import SyntheticConfig
     from model.training.config import TrainConfig
     from model.training.fit_run import fit_run
 
