@@ -1,7 +1,8 @@
 """Compiles the kernels against the installed OpenVINO, with the machine's own C++ compiler (`CXX`, else g++, c++ or clang++).
 
-Run by `kunlun compile`, about fifteen seconds; the library lies in the engine cache entry, with the entry's digests. It
-holds AVX-512 and AMX code beside each other and looks at the CPU when it is asked what it can do.
+Run by `kunlun compile`, five to fifteen seconds once per user and version (`~/.cache/kunlun`); the library lies in the engine
+cache entry, with the entry's digests. It holds AVX-512 and AMX code beside each other and looks at the CPU when it is asked
+what it can do.
 """
 
 from __future__ import annotations
@@ -49,10 +50,15 @@ def build(directory: Path) -> str:
     command = [compiler, *_FLAGS, f"-I{home / 'include'}", f"-I{home / 'include' / 'tbb'}"]
     command += [str(_HERE / name) for name in SOURCES if name.endswith(".cpp")]
     command += [f"-L{home / 'libs'}", f"-l:{library.name}", f"-l:{threads.name}", "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        target.unlink(missing_ok=True)
-        return f"none: {Path(compiler).name} failed: {(done.stderr.strip().splitlines() or ['no output'])[0]}"
+    kept = _kept(compiler, library.name)
+    if kept.is_file():
+        shutil.copyfile(kept, target)
+    else:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            target.unlink(missing_ok=True)
+            return f"none: {Path(compiler).name} failed: {(done.stderr.strip().splitlines() or ['no output'])[0]}"
+        _keep(target, kept)
     able = load(target)
     if able is Kernels.NONE:
         target.unlink()
@@ -63,6 +69,24 @@ def build(directory: Path) -> str:
 def load(library: Path) -> Kernels:
     """Load for good (operations live in it) and ask what it can do here."""
     return Kernels(ctypes.CDLL(str(library)).kunlun_kernels())
+
+
+def _kept(compiler: str, openvino: str) -> Path:
+    """Where a library of these sources, this compiler and this OpenVINO is kept."""
+    parts = (source_digest(), compiler, openvino, str(ov.__version__), *_FLAGS)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "kunlun" / f"kernels-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+
+
+def _keep(built: Path, kept: Path) -> None:
+    """A copy for the next build; a home that cannot be written to only costs time."""
+    aside = kept.with_name(f"{kept.name}.{os.getpid()}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(built, aside)
+        aside.rename(kept)
+    except OSError:
+        aside.unlink(missing_ok=True)
 
 
 def _compiler() -> str | None:

@@ -156,6 +156,7 @@ def test_without_a_compiler_there_is_a_reason_and_no_library(tmp_path: Path, mon
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert build(tmp_path) == "none: no C++ compiler (g++, c++, clang++ or CXX)"
     assert not (tmp_path / LIBRARY).exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     failing = tmp_path / "failing"
     failing.write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 1\n")
     failing.chmod(0o755)
