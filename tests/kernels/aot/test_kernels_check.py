@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from kernels.aot import __main__ as command
 from kernels.aot import check, report
 from kernels.aot.compiler import Compiled
 
@@ -59,3 +61,29 @@ def test_the_closing_line_is_ok_when_every_part_is_and_names_what_waits() -> Non
     assert line["compiled"] == {"ok": True, "kernels": 9, "target": check.TARGETS_IN_WORDS["compiled"]}
     assert any("cpu" in waiting for waiting in line["waiting_for_hardware"])
     assert not check.closing_line({"compiled": {"ok": False}}, 0.0)["ok"]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_the_command_ends_with_one_json_line(
+    compiled: list[Compiled],
+    build_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fresh: bool,
+) -> None:
+    """Over the subset: everything comes from the cache, and a report that was not regenerated is the one fault."""
+    path = tmp_path / "report.md"
+    path.write_text(report.markdown(compiled) if fresh else "of other kernels", encoding="utf-8")
+    monkeypatch.setattr(report, "PATH", path)
+    monkeypatch.setattr(command, "selected_jobs", lambda: [unit.job for unit in compiled])
+    assert command.main(["check", "--skip-tests", "--output", str(build_folder)]) == (0 if fresh else 1)
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (line["ok"], line["report"]["up_to_date"], line["compiled"]["kernels"]) == (fresh, fresh, len(compiled))
+    assert line["library"]["ok"]
+    assert "cpu" not in line
+
+
+def test_a_selection_without_variants_is_refused() -> None:
+    with pytest.raises(ValueError, match="--only gdpa_int8: no variant has such a name"):
+        command.selected_jobs([90], ["gdpa_int8"])

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from kernels.aot import report, tiles
-from kernels.aot.catalogue import variants
+from kernels.aot.catalogue import everything, variants
 from kernels.aot.compiler import Compiled, Job, compile_variant
+from kernels.aot.targets import TARGETS
 from kernels.aot.tile_search import classes
 from kernels.variants import Blocks
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_nothing_that_is_compiled_here_has_a_fault(compiled: list[Compiled]) -> None:
@@ -25,6 +29,20 @@ def test_a_spill_or_a_block_that_does_not_fit_is_a_fault(compiled: list[Compiled
     assert "does not fit" in report.problems(dataclasses.replace(unit, shared_bytes=300 * 1024))[0]
     idle = dataclasses.replace(unit, code=dataclasses.replace(unit.code, tensor={}))
     assert "no tensor cores" in report.problems(idle)[0]
+
+
+@pytest.mark.skipif(not (ROOT / report.PATH).exists(), reason="`python -m kernels.aot report` has not written it yet")
+def test_the_committed_report_is_that_of_these_kernels(compiled: list[Compiled]) -> None:
+    """Every cell of the subset, and every name; all cells in `make kernels-check`."""
+    lines = (ROOT / report.PATH).read_text(encoding="utf-8").splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    rows = {row[0]: row[1:] for row in table if len(row) == 1 + len(TARGETS)}
+    column = {t.sm: i for i, t in enumerate(TARGETS)}
+    for unit in compiled:
+        fresh = [cell.strip() for cell in report.resource_row("", [unit]).strip("|").split("|")][1:]
+        at = column[unit.job.sm]
+        assert rows[unit.job.variant.name][at] == fresh[at], (unit.job.variant.name, unit.job.sm)
+    assert {v.name for v in everything()} <= set(rows)
 
 
 def test_the_tile_table_holds_exceptions_alone() -> None:
