@@ -54,7 +54,7 @@ class Result:
 def plan(machine: Machine, tiny: bool) -> list[tuple[Benchmark, Case, bool]]:
     """(benchmark, case, whether its compiled variants are measured or all others): by priority, benchmarks in turn."""
     benchmarks = [cls(machine.device, tiny) for cls in BENCHMARKS]
-    steps = [(case.priority, place, (b, case, False)) for b in benchmarks for place, case in enumerate(b.cases())]
+    steps = [(float(case.priority), place, (b, case, False)) for b in benchmarks for place, case in enumerate(b.cases())]
     if not tiny:  # a compiler needs minutes on a CPU, and many seconds a case on a GPU: after the second priority
         steps += [(1.5, place, (b, case, True)) for _, place, (b, case, _) in steps if case.compiled]
     return [step for _, _, step in sorted(steps, key=lambda s: s[:2])]
