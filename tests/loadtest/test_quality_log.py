@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loadtest.checks.quality_log import LogQuality
+from serving.engines.parity import GATES
 
 CONFIG = """
 name: quick
@@ -66,3 +69,21 @@ def test_a_clear_taste_shows_in_every_figure(tmp_path: Path) -> None:
     assert against.figures["trained"]["gain_percent"]["low"] > 20
     assert metarank.figures["ndcg10"]["value"] > 0.9
     assert metarank.figures["test_requests"] == pytest.approx(90, abs=3)
+
+
+@pytest.mark.slow
+def test_affinities_over_grpc_are_those_of_offline_histories(tmp_path: Path) -> None:
+    """The demo on such a log: events travel with their attributes, and the server's scores are those of the torch twin."""
+    config, data = tmp_path / "quick.yaml", write_films(tmp_path / "films.jsonl")
+    config.write_text(CONFIG)
+    flags = ("--data", str(data), "--config", str(config), "--requests", "90", "--keep", str(tmp_path / "w"), "--json")
+    done = subprocess.run(
+        [sys.executable, "-m", "kunlun.cli", "demo", *flags], stdout=subprocess.PIPE, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    gate, _ = GATES[figures["precision"]]
+    assert figures["errors"] == 0
+    assert figures["max_score_difference"] <= gate
+    assert figures["ne_online"] == pytest.approx(figures["ne_offline_same_impressions"], abs=gate)
+    assert figures["ne_test"] < 0.6, "without affinities, or with empty ones, it stays above 0.9"
