@@ -66,7 +66,7 @@ class KunlunConfig(StackConfig):
         towers, mix = [self.tower(event) for event in widths.caps], self.user_interaction
         streams = (self.width, self.candidate.width, *(tower.width for tower in towers))
         if self.target_pooling is not None:
-            streams = (*streams, self.target_pooling.width, *widths.caps.values())
+            streams = (*streams, self.target_pooling.width)  # its products have a batch's candidates as rows: never few
         seen_by_expert = mix.inputs(self.user_tokens, self.summary_tokens(widths.caps))
         inner = (*streams, seen_by_expert * mix.fm_rank, mix.hidden, self.state_tokens * self.candidate.width)
         if mix.attentive:

@@ -10,6 +10,7 @@ import openvino as ov
 import pytest
 from openvino import opset13
 
+from model.architectures.kunlun.options import TargetPoolingConfig
 from model.architectures.registry import load_preset
 from model.architectures.terms import FeatureWidths
 from model.artifact import Artifact, ArtifactError
@@ -92,6 +93,10 @@ def test_models_whose_bf16_rows_depend_on_others_are_served_in_f32_unless_told()
     for odd in ({"fm_rank": 15}, {"hidden": 250}):
         config = small.model_copy(update={"user_interaction": small.user_interaction.model_copy(update=odd)})
         assert not row_invariant_in_bf16(config, widths), odd
+    for width in (64, 32):
+        pooling = small.model_copy(update={"target_pooling": TargetPoolingConfig(width=width)})
+        assert row_invariant_in_bf16(pooling, widths) == (width == 64)
+    assert not row_invariant_in_bf16(load_preset("small_exact"), widths), "not known to be"
     assert resolve_precision("auto", False) == "f32"
 
 
