@@ -59,8 +59,12 @@ def raw_logits(model: KunlunRanker, batch: Batch, dropout: InputDropout | None =
     return model.score_candidates.raw_logits(*score_inputs(model, batch, states, dropout).values())
 
 
-def masked_bce(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum over tasks of the mean binary cross-entropy; NaN labels are left out."""
+def masked_bce(logits: Tensor, labels: Tensor, weights: Tensor, examples: Tensor | None = None) -> Tensor:
+    """Weighted sum over tasks of the mean binary cross-entropy; NaN labels are left out.
+
+    Logits and labels [C, tasks], weights [tasks]. `examples` [tasks]: what sums are divided by in place of the batch's own
+    number of known labels, so that an example weighs the same in whatever batch it is.
+    """
     known = ~labels.isnan()
     loss = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none") * known
-    return (loss.sum(0) / known.sum(0).clamp(min=1) * weights).sum()
+    return (loss.sum(0) / (known.sum(0).clamp(min=1) if examples is None else examples) * weights).sum()

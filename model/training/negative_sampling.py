@@ -37,6 +37,7 @@ class NegativeSample:
     requests: NDArray[np.int64]  # training requests with a kept item
     shown: NDArray[np.int64]  # [requests] how many of a request's items are kept
     shares: NDArray[np.float64]  # [tasks] share kept of the negatives of the full distribution
+    known: NDArray[np.int64]  # [tasks] kept items whose label is known
 
 
 def sample_negatives(log: RequestLog, train: NDArray[np.int64], config: TrainConfig) -> NegativeSample:
@@ -44,6 +45,7 @@ def sample_negatives(log: RequestLog, train: NDArray[np.int64], config: TrainCon
     kept = _draw(log, config) if config.negative_rate < 1 else None
     counts = np.empty(len(train), np.int64)
     left, negatives, whole = (np.zeros(len(log.schema.tasks)) for _ in range(3))
+    known = np.zeros(len(log.schema.tasks), np.int64)
     start = 0
     for requests in log.blocks(train):
         rows = log.rows_of(requests)
@@ -52,7 +54,9 @@ def sample_negatives(log: RequestLog, train: NDArray[np.int64], config: TrainCon
         owner = np.repeat(np.arange(len(requests)), sizes)
         counts[start : start + len(requests)] = np.bincount(owner, is_kept, len(requests))
         start += len(requests)
-        negative, weights = log.labels[rows] == 0, log.weights(rows)
+        labels, weights = log.labels[rows], log.weights(rows)
+        negative = labels == 0
+        known += (~np.isnan(labels) & is_kept[:, None]).sum(axis=0)
         left += (negative & is_kept[:, None]).sum(axis=0)
         negatives += negative.sum(axis=0)
         whole += (negative * weights[:, None]).sum(axis=0)
@@ -63,7 +67,7 @@ def sample_negatives(log: RequestLog, train: NDArray[np.int64], config: TrainCon
                 f"which leaves none of the {int(own):,} of {task.name!r} in the training part"
             )
     shares = np.divide(left, whole, out=np.ones_like(left), where=whole > 0)
-    return NegativeSample(kept, train[counts > 0], counts[counts > 0], shares)
+    return NegativeSample(kept, train[counts > 0], counts[counts > 0], shares, known)
 
 
 def _draw(log: RequestLog, config: TrainConfig) -> NDArray[np.bool_]:

@@ -6,7 +6,9 @@ shuffled as a whole. A window bounds what is read from disk at random, and with 
 
 With `batch_work`, batches have about equal work, in history events and shown items, instead of equal numbers of requests. In a
 window the shuffled requests are sorted by history length, some batches' worth at a time (`sort_batches`), so that a
-batch is padded little; then the batches themselves are shuffled. Every epoch has the same number of them.
+batch is padded little; then the batches themselves are shuffled. Every epoch has the same number of them. Such batches hold
+unequal numbers of examples, fewer where histories are long; so that all weigh the same over an epoch, the loss divides by the
+plan's mean number per batch (`examples_per_batch`), not by the batch's own.
 """
 
 from __future__ import annotations
@@ -25,6 +27,17 @@ BLOCK_REQUESTS = 4096
 """Requests next to each other in time that a window takes together."""
 
 
+def evaluations(batches: int, wanted: int, epoch: int) -> frozenset[int]:
+    """After which of its batches, counted from 1, an epoch is evaluated: `wanted` of them (at most all), the last among them.
+
+    The others are multiples of one number of steps over all epochs, thinned evenly where there are more than are wanted.
+    """
+    wanted, every = min(wanted, batches), max(1, batches // wanted)
+    spaced = [n for n in range(1, batches) if (epoch * batches + n) % every == 0 and batches - n >= every // 2]
+    others = wanted - 1
+    return frozenset([*(spaced[(2 * k + 1) * len(spaced) // (2 * others)] for k in range(others)), batches])
+
+
 class BatchPlan:
     """Batches of the training requests [N] (ascending), with history events and shown items [N] of each for `work`."""
 
@@ -41,6 +54,10 @@ class BatchPlan:
         else:
             wanted = math.ceil(len(requests) / config.batch_requests)
         self.batches = min(max(1, wanted), len(requests))
+
+    def examples_per_batch(self, examples: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """What a batch's sums over examples are to be divided by, of `examples` [tasks] per epoch; None: by its own number."""
+        return None if self.work is None else np.where(examples > 0, examples / self.batches, 1.0)
 
     def epoch(self, number: int) -> Iterator[Requests]:
         """The batches of an epoch, in order: `batches` arrays of request numbers, together every request once."""

@@ -36,10 +36,11 @@ from model.training.hiding import input_dropout
 from model.training.negative_sampling import sample_negatives
 from model.training.optimizers import Optimizers
 from model.training.peak import peak_flops
-from model.training.plan import BatchPlan
+from model.training.plan import BatchPlan, evaluations
 from model.training.predict import labels_and_weights, predict_logits
 from model.training.prefetch import prefetched
 from model.training.run import BEST, CHECKPOINT, TrainingRun, write_json
+from model.training.running_statistics import RunningStatistics
 from model.training.throughput import BatchFlops, Work
 
 CHECKPOINT_EVERY_S = 30.0
@@ -92,8 +93,11 @@ class Trainer:
         self.position_bias = PositionBias(len(tasks)).to(device)
         self.task_weights = torch.tensor([t.weight for t in tasks], device=device)
         self.dropout = input_dropout(self.model, self.config.augment)
+        self.running = RunningStatistics(self.model)
         self.flops = BatchFlops(flop_model(run.schema, self.model.config))
         self.plan = self._plan()
+        divisors = self.plan.examples_per_batch(self.sample.known)
+        self.examples = None if divisors is None else torch.tensor(divisors, dtype=torch.float32, device=device)
         self.total_steps = self.planned_steps = self.plan.batches * self.config.epochs
         if selection is not None:
             self.total_steps, self.planned_steps = selection.steps(self.plan.batches, self.config)
@@ -161,12 +165,13 @@ class Trainer:
         step = self.state["step"]
         torch.manual_seed((self.config.seed << 32) + step)
         self.model.train()
+        self.running.remember()
         batch = batch.to(self.compute.device)
         with self.compute.autocast():
             logits = raw_logits(self.model, batch, self.dropout).float()
         if self.config.position_debias:
             logits = logits + self.position_bias(batch.positions)
-        loss = masked_bce(logits, batch.labels, self.task_weights)
+        loss = masked_bce(logits, batch.labels, self.task_weights, self.examples)
         self.optimizers.zero_grad()
         loss.backward()
         norm, squares = self.optimizers.dense_norm(), self.optimizers.sparse_square()
@@ -179,6 +184,7 @@ class Trainer:
             if self.average is not None:
                 self.average.after_step()
         else:
+            self.running.restore()
             self._not_finite(epoch, found, requests)
         self.state["step"] = step + 1
         spent = time.perf_counter() - began
@@ -201,11 +207,11 @@ class Trainer:
             raise TrainingDiverged(f"{end}; {self.config.max_skipped_steps} steps had been skipped before (max_skipped_steps)")
 
     def _is_evaluation_due(self) -> bool:
-        """At the end of every epoch and, of `evaluations_per_epoch`, at equal distances before it."""
+        """At the end of every epoch, and before it as often as makes `evaluations_per_epoch`."""
         if self.selection is not None:
             return False
-        every, done = max(1, self.plan.batches // self.config.evaluations_per_epoch), self.state["step"] % self.plan.batches
-        return done == 0 or (self.state["step"] % every == 0 and self.plan.batches - done >= every // 2)
+        epoch, before = divmod(self.state["step"] - 1, self.plan.batches)
+        return before + 1 in evaluations(self.plan.batches, self.config.evaluations_per_epoch, epoch)
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         with self._averaged():

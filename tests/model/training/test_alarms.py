@@ -14,10 +14,13 @@ from torch import Tensor
 
 from model.data.request_log import RequestLog
 from model.data.split import split_requests
+from model.layers.embedding import InputDropout
+from model.ranker import KunlunRanker
 from model.training.alarms import TrainingDiverged, label_rate_jumps
-from model.training.config import OnNaN, OptimizerConfig, TrainConfig
+from model.training.batches import Batch
+from model.training.config import OnNaN, OptimizerConfig, TrainConfig, parse_config
 from model.training.fit_features import fit_features
-from model.training.forward import masked_bce
+from model.training.forward import masked_bce, raw_logits
 from model.training.run import TrainingRun
 from model.training.trainer import Trainer
 
@@ -69,6 +72,29 @@ def test_steps_that_are_not_finite_are_skipped_when_asked_and_counted(
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     assert sorted(f.name for f in (tmp_path / "run" / "alarms").iterdir()) == ["step-0000003.json", "step-0000005.json"]
     assert json.loads((tmp_path / "run" / "alarms" / "step-0000003.json").read_text())["loss"] == "inf"
+
+
+def test_a_skipped_step_leaves_running_statistics_as_they_were(
+    log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = itertools.count()
+
+    def poisoned(model: KunlunRanker, batch: Batch, dropout: InputDropout | None = None) -> Tensor:
+        if next(counter) == 3:
+            batch.items.dense.fill_(float("nan"))
+        return raw_logits(model, batch, dropout)
+
+    monkeypatch.setattr("model.training.trainer.raw_logits", poisoned)
+    config = {"model": {"architecture": "din", "activation": "dice"}, "batch_requests": 40, "threads": 1, "on_nan": "skip"}
+    trainer = a_trainer(log, tmp_path / "run", parse_config(config))
+    result = trainer.fit(lambda _: None, lambda _: None)
+    assert result["skipped"] == 1
+    buffers = {n: b for n, b in trainer.model.named_buffers() if "running" in n}
+    assert buffers
+    for name, buffer in buffers.items():
+        assert torch.isfinite(buffer).all(), name
+    counts = {int(b) for n, b in trainer.model.named_buffers() if n.endswith("num_batches_tracked")}
+    assert counts == {result["steps"] - 1}
 
 
 def test_skips_are_bounded(log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from model.features import FeatureEncoder
 from model.flops import flop_model
 from model.training import plan as plan_module
 from model.training.batches import BatchMaker
-from model.training.config import OptimizerConfig, TrainConfig
+from model.training.config import AugmentConfig, OptimizerConfig, TrainConfig
 from model.training.fit_features import fit_features
-from model.training.plan import BatchPlan
+from model.training.plan import BatchPlan, evaluations
 from model.training.prefetch import prefetched
 from model.training.throughput import BatchFlops, Work
 from tests.model.training.conftest import Losses
@@ -69,6 +69,27 @@ def test_batches_by_work_hold_every_request_once_and_none_is_empty(
         assert sorted(np.concatenate(batches).tolist()) == list(range(len(events)))
         if work >= 63:
             assert max((lengths[b] + 3).sum() for b in batches) <= work + 63 + len(events)
+
+
+@given(batches=st.integers(1, 400), wanted=st.integers(1, 60), epoch=st.integers(0, 5))
+def test_an_epoch_has_as_many_evaluations_as_asked_for(batches: int, wanted: int, epoch: int) -> None:
+    found = sorted(evaluations(batches, wanted, epoch))
+    assert len(found) == min(wanted, batches)
+    assert found[0] >= 1
+    assert found[-1] == batches
+    assert max(np.diff([0, *found]), default=0) <= 3 * max(1, batches // wanted)
+
+
+def test_examples_of_batches_by_work_weigh_the_same(losses: Losses, log: RequestLog, tmp_path: Path) -> None:
+    still = {
+        "optimizer": OptimizerConfig(dense_lr=1e-12, sparse_lr=1e-12),
+        "augment": AugmentConfig(empty_history=0, truncated_history=0, id_dropout=0, unknown_position=0),
+        "epochs": 1,
+    }
+    (whole,) = losses(tmp_path / "whole", BALANCED.model_copy(update=still | {"batch_work": 10**9}))
+    parts = losses(tmp_path / "parts", BALANCED.model_copy(update=still))
+    assert len(parts) > 5
+    assert np.mean(parts) == pytest.approx(whole, rel=1e-5)
 
 
 def test_sorting_by_length_takes_the_padding_away() -> None:
