@@ -23,7 +23,7 @@ from model.training.config import TrainConfig, split_of
 from model.training.finish import Selection
 from model.training.fit_features import fit_features
 from model.training.negative_sampling import sample_negatives
-from model.training.run import CHECKPOINT, SELECTION, TrainingRun
+from model.training.run import SELECTION, TrainingRun, has_checkpoint
 from model.training.trainer import Progress, Trainer
 from model.training.warm_start import WarmStart
 
@@ -52,12 +52,12 @@ def fit_run(
     both = np.sort(np.concatenate([split.train, split.validation]))
     prepared, first = _prepare(config, log, output, both, resume), output / SELECTION
     if not (first / "result.json").is_file():
-        continues = (first / CHECKPOINT).exists()
+        continues = has_checkpoint(first)
         selecting = config.model_copy(update={"refit_on_validation": False})
         begun = _prepare(selecting, log, first, split.train, continues)
         _fit(begun, log, split.train, split.validation, observer, "selection", resume=continues)
     selection = Selection(TrainingRun.open(first))
-    continues = resume and (output / CHECKPOINT).exists()
+    continues = resume and has_checkpoint(output)
     return _fit(prepared, log, both, split.validation, observer, "refit", resume=continues, selection=selection)
 
 
@@ -67,13 +67,14 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(config: TrainConfig, log: RequestLog, path: Path, train: NDArray[np.int64], resume: bool) -> _Prepared:
-    """Open the run at `path`, or create it with features fitted on `train`."""
+    """Open the run at `path`, or create it with features fitted on `train`; with what it begins with, unless it goes on."""
     if resume:
         run = TrainingRun.open(path)
         run.check_data(log)
         if run.config != config:
             raise ConfigError(f"the configuration differs from {path}/config.json; --resume continues the run as it began")
-        return _Prepared(run, None)
+        begins = config.warm_start is not None and not has_checkpoint(path)
+        return _Prepared(run, WarmStart.open(config.warm_start, log.schema) if begins and config.warm_start else None)
     stats, warm = fit_features(log, train, sample_negatives(log, train, config).kept), None
     if config.warm_start is not None:
         if config.warm_start.resolve() == path.resolve():

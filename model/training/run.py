@@ -149,6 +149,11 @@ class TrainingRun:
         return read_json(self.path / "result.json") if (self.path / "result.json").is_file() else {}
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Whether the run at `path` can go on: `load` finds a newest step, if only the one before a kill while saving."""
+    return (path / CHECKPOINT).exists() or (path / f".{CHECKPOINT}.old").exists()
+
+
 def log_digest(log: RequestLog) -> str:
     """SHA-256 over the schema and every request's id and time; of a down-sampled log also over what was kept."""
     digest = hashlib.sha256(log.schema.digest.encode())

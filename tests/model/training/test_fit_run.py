@@ -15,7 +15,7 @@ from model.data.split import split_requests
 from model.training.config import OptimizerConfig, RefitLength, TrainConfig
 from model.training.evaluation import evaluate_run
 from model.training.fit_run import Observer, fit_run
-from model.training.run import SELECTION, TrainingRun
+from model.training.run import CHECKPOINT, SELECTION, TrainingRun
 from model.training.trainer import Trainer
 
 CONFIG = TrainConfig(
@@ -80,6 +80,41 @@ def test_a_warm_start_begins_where_the_earlier_run_ended_averages_included(log: 
     again = CONFIG.model_copy(update={"epochs": 1, "warm_start": tmp_path / "first", "optimizer": optimizer})
     second = fit_run(again, log, tmp_path / "second")
     assert second["best"]["validation_ne"] == pytest.approx(first["best"]["validation_ne"], abs=1e-5)
+
+
+@pytest.mark.parametrize("steps", [5, 19])
+def test_a_warm_refit_that_was_killed_begins_where_one_that_was_not_began(
+    log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    checkpoints_every_step(monkeypatch)
+    fit_run(CONFIG.model_copy(update={"epochs": 1}), log, tmp_path / "first")
+    config = REFIT.model_copy(update={"warm_start": tmp_path / "first"})
+    fit_run(config, log, tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit_run(config, log, tmp_path / "cut", killed_at(steps))
+    fit_run(config, log, tmp_path / "cut", resume=True)
+    ours, wanted = (TrainingRun.open(tmp_path / name).load_model() for name in ("cut", "whole"))
+    for (name, a), (_, b) in zip(ours.state_dict().items(), wanted.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_that_a_kill_left_aside_is_one(log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints_every_step(monkeypatch)
+    with pytest.raises(Killed):
+        fit_run(REFIT, log, tmp_path / "run", killed_at(5))
+    first = tmp_path / "run" / SELECTION
+    (first / CHECKPOINT).rename(first / f".{CHECKPOINT}.old")
+    titles: list[object] = []
+    fit_run(REFIT, log, tmp_path / "run", Observer(step=lambda p: titles.append(p.step)), resume=True)
+    assert titles[0] == 5
+
+
+def test_a_run_is_evaluated_as_often_as_asked(log: RequestLog, tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = []
+    config = CONFIG.model_copy(update={"evaluations_per_epoch": 5})
+    result = fit_run(config, log, tmp_path / "run", Observer(evaluated=lines.append))
+    assert result["steps_per_epoch"] == 8
+    assert [line["step"] for line in lines] == [1, 3, 5, 7, 8, 9, 11, 13, 15, 16]
 
 
 def test_a_refit_by_passes_takes_more_steps(log: RequestLog, tmp_path: Path) -> None:
