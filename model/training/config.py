@@ -66,8 +66,8 @@ class OptimizerConfig(StrictModel):
 
     `table_lr` and `table_decay` override `sparse_lr` and `embedding_decay` of single embedding tables, by name. A decay is
     decoupled from the gradient and relative to the learning rate: per step a weight loses the share lr · decay. Rows of
-    embeddings lose it for all steps since their last update at once (`per_step`: by 1 / frequency of the id), or once per
-    update (`per_touch`).
+    embeddings lose it when they are updated: for all steps since their last update at once, at the learning rate of this one
+    (`per_step`: by 1 / frequency of the id), or once (`per_touch`).
     `average_decay`: what is evaluated, kept and exported is an exponential moving average of all weights with this decay per
     step; 0.99 to 0.999 suit runs of some hundred to some thousand steps (see `model.training.averaging`).
     """

@@ -1,11 +1,14 @@
 """Row-wise Adagrad for embedding tables: one accumulator per row, only touched rows are read or written.
 
 Decay is decoupled from the gradient (Loshchilov & Hutter 2019), which over a whole table would multiply every row by
-1 − lr · decay at every step. Two forms of it touch only rows that have a gradient:
+1 − lr_t · decay at every step t. Two forms of it touch only rows that have a gradient:
 
-* `PER_STEP`: for all g steps since the row's last update at once, exp(−lr · decay · g): what decaying the whole table
-  comes to. Seen per update it is a decay by 1 / frequency, as in DIN's mini-batch aware regularisation (Zhou et al. 2018,
-  section 5.2): rare ids, which are memorised first, are held hardest.
+* `PER_STEP`: for all g steps since the row's last update at once, exp(−lr · decay · g), with the learning rate of the step of
+  the update. Under a constant rate that is what decaying the whole table comes to. Under a schedule it is not: the
+  g − 1 steps before had rates of their own, so a row that comes back late, when the cosine is low, decays less than the
+  whole table would, and one whose gap lies in the warm-up more; and the steps after a row's last update never decay it.
+  Seen per update it is a decay by 1 / frequency, as in DIN's mini-batch aware regularisation (Zhou et al. 2018,
+  section 5.2): rare ids, which are memorised first, are held hardest per update.
 * `PER_TOUCH`: exp(−lr · decay) at each update of a row, so frequent ids are decayed more in all than rare ones.
 """
 
