@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kunlun.cli import Command, UsageError
 from model.cli.console import add_json_flag, report
+from model.cli.log_flags import add_log_flags, open_log
 from model.config import ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ SHOWN_PER_SLICE = ("ne", "auc", "calibration")
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, nargs="+", help="directory of a finished training run; several: seeds of one model")
     parser.add_argument("--data", type=Path, required=True, help="the canonical log it was trained on")
+    add_log_flags(parser)
     parser.add_argument("--part", choices=("test", "validation", "train"), default="test")
     parser.add_argument(
         "--against", type=Path, nargs="+", metavar="RUN", help="runs of another model: print the relative NE gain over it"
@@ -32,12 +34,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from model.data.request_log import load_request_log
     from model.data.slices import slices_of
     from model.training.run import write_json
 
     try:
-        log = load_request_log(arguments.data)
+        log = open_log(arguments)
         slices = slices_of(log, arguments.data)
         runs = [_held_out(path, log, arguments.part) for path in arguments.run]
         others = [_held_out(path, log, arguments.part) for path in arguments.against or ()]

@@ -47,6 +47,14 @@ def test_figures_are_stated_overall_and_per_slice(workdir: Path, capsys: pytest.
     assert json.loads((workdir / "a0" / "evaluation.json").read_text())["tasks"]["click"] == figures
 
 
+def test_figures_of_a_log_in_mapped_files_are_the_same(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = json.loads(_evaluate(workdir, capsys, "a0", "--json", "--storage", "memory").splitlines()[-1])
+    cache = workdir / "mapped"
+    flags = ["--json", "--storage", "mapped", "--cache", str(cache)]
+    assert json.loads(_evaluate(workdir, capsys, "a0", *flags).splitlines()[-1]) == held
+    assert (cache / "layout.json").is_file()
+
+
 def test_the_gain_over_another_model_is_paired_over_users_and_seeds(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = json.loads(_evaluate(workdir, capsys, "a0", "a1", "--against", "b", "--json").splitlines()[-1])
     gain = line["ne_gain_percent"]["click"]["*"]
