@@ -1,9 +1,12 @@
 """Gradient-boosted trees stacked on logistic regression: an offline yardstick of what hand-made features reach on a log.
 
-Trees read the logit of `one_hot`'s regression (out of fold on the training part), the item's numbers, the user's counts, and
-how the user treated items of the same kind before: clicks, views and smoothed click rate per shared feature value and
-of the same item. Everything is computed from the histories that a request sees (`RequestLog.histories`), which is what
-serving reads; the position is not read.
+Trees read the logit of `one_hot`'s regression (out of fold on the training part), the item's numbers, the user's smoothed
+click rate and time since the last event, whether the user clicked or saw the same item before, and how the user treated
+items of the same kind: the smoothed click rate per shared feature value. Everything is computed from the histories that a
+request sees (`RequestLog.histories`), which is what serving reads; the position is not read.
+
+No column counts events. Counts grow with the length of a history, so that a split which holds out every user's last request
+has most of its test rows beyond the training range, where a tree knows nothing and follows its outermost leaf.
 """
 
 from __future__ import annotations
@@ -73,7 +76,7 @@ def boosted_trees(
 
 
 class HistoryFeatures:
-    """Per shown item: numbers of the item, counts of the user, and the user's past with items of its kind."""
+    """Per shown item: numbers of the item, the user's click rate, and the user's past with items of its kind, as rates."""
 
     def __init__(self, log: RequestLog, positive: str, shown: str, rate: float) -> None:
         self.log, self.positive, self.shown, self.rate = log, positive, shown, rate
@@ -94,13 +97,12 @@ class HistoryFeatures:
         clicks, views = self._items(histories[self.positive][ITEM]), self._items(histories[self.shown][ITEM])
         newest = newest_event_ms(list(histories.values()))
         since = np.nan if newest is None else (log.time_ms[request] - newest) / 1000
-        user = np.array([len(clicks), len(views), self._rate(len(clicks), len(views)), since])
+        user = np.array([self._rate(len(clicks), len(views)), since])
         columns = [self.numbers[items], np.tile(user, (len(items), 1))]
-        columns.append(np.column_stack([(items[:, None] == seen).sum(1) for seen in (clicks, views)]))
+        columns.append(np.column_stack([(items[:, None] == seen).any(1) for seen in (clicks, views)]))
         for kind in self.kinds:
             clicked, viewed = np.asarray(kind[clicks].sum(0)).ravel(), np.asarray(kind[views].sum(0)).ravel()
-            own = kind[items]
-            columns.append(np.column_stack([own @ clicked, own @ viewed, own @ self._rate(clicked, viewed)]))
+            columns.append((kind[items] @ self._rate(clicked, viewed))[:, None])
         return np.concatenate(columns, axis=1)
 
     def _rate(self, clicks: NDArray[np.float64] | int, views: NDArray[np.float64] | int) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.checks.baselines import CONFIG, ModelSettings, Row, Settings, adapted, summary
 from loadtest.checks.training_throughput import comparable, flat
-from loadtest.yardsticks.boosted_trees import HistoryFeatures
+from loadtest.yardsticks.boosted_trees import PRIOR, HistoryFeatures
 from loadtest.yardsticks.one_hot import one_hot
 from model.architectures.registry import merged
 from model.config import load_yaml
@@ -66,11 +66,20 @@ def test_trees_read_what_the_user_did_with_the_same_item_before_the_request(log:
     found = features.of(np.array([request]))
     at = features.numbers.shape[1]
     clicked, viewed = histories[events[0]], histories[events[-1]]
-    np.testing.assert_array_equal(found[:, at], len(clicked))
-    np.testing.assert_array_equal(found[:, at + 1], len(viewed))
+    rate = (len(clicked) + PRIOR * 0.1) / (max(len(clicked), len(viewed)) + PRIOR)
+    np.testing.assert_allclose(found[:, at], rate)
     keys = log.item_keys[log.item_index[log.shown(request)]]
-    np.testing.assert_array_equal(found[:, at + 4], [(clicked["item"] == key).sum() for key in keys])
-    np.testing.assert_array_equal(found[:, at + 5], [(viewed["item"] == key).sum() for key in keys])
+    np.testing.assert_array_equal(found[:, at + 2], [(clicked["item"] == key).any() for key in keys])
+    np.testing.assert_array_equal(found[:, at + 3], [(viewed["item"] == key).any() for key in keys])
+
+
+def test_trees_read_nothing_that_grows_with_the_length_of_a_history(log: RequestLog) -> None:
+    events = [e.name for e in log.schema.events]
+    features, requests = HistoryFeatures(log, events[0], events[-1], 0.1), np.arange(len(log))
+    rows, at = features.of(requests), features.numbers.shape[1]
+    past = np.delete(rows[:, at:], 1, axis=1)  # seconds since the last event aside
+    assert log.history_lengths(requests).max() > 10
+    assert np.all((past >= 0) & (past <= 1 + 1e-9))
 
 
 def test_a_flat_batch_is_the_same_examples_without_sharing(log: RequestLog) -> None:
