@@ -18,7 +18,6 @@ Layout::
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -34,7 +33,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import ConfigError
-from model.data.request_log import BLOCK_REQUESTS, RequestLog
+from model.data.log_digest import identity_digest, log_digest
+from model.data.request_log import RequestLog
 from model.features import FeatureEncoder, FeatureStats
 from model.ranker import KunlunRanker
 from model.schema import Schema, schema_from_json
@@ -80,12 +80,16 @@ class TrainingRun:
 
     def remember_data(self, log: RequestLog) -> None:
         """Note which log this run is trained on."""
-        write_json(self.path / "data.json", {"requests": len(log), "digest": log_digest(log)})
+        write_json(self.path / "data.json", _identity(log) | {"content": log_digest(log)})
 
     def check_data(self, log: RequestLog) -> None:
-        """Raise `ConfigError` unless `log` is the one the run is trained on: figures on another would mislead."""
+        """Raise `ConfigError` unless `log` is the one the run is trained on: figures on another would mislead.
+
+        Runs from before contents were noted are known by their requests alone.
+        """
         trained = read_json(self.path / "data.json")
-        if trained != {"requests": len(log), "digest": log_digest(log)}:
+        content = {"content": log_digest(log)} if "content" in trained else {}
+        if trained != _identity(log) | content:
             raise ConfigError(
                 f"{self.path}: trained on a log of {trained['requests']:,} requests with another content or schema; "
                 f"the given one has {len(log):,}"
@@ -149,22 +153,13 @@ class TrainingRun:
         return read_json(self.path / "result.json") if (self.path / "result.json").is_file() else {}
 
 
+def _identity(log: RequestLog) -> dict[str, Any]:
+    return {"requests": len(log), "digest": identity_digest(log)}
+
+
 def has_checkpoint(path: Path) -> bool:
     """Whether the run at `path` can go on: `load` finds a newest step, if only the one before a kill while saving."""
     return (path / CHECKPOINT).exists() or (path / f".{CHECKPOINT}.old").exists()
-
-
-def log_digest(log: RequestLog) -> str:
-    """SHA-256 over the schema and every request's id and time; of a down-sampled log also over what was kept."""
-    digest = hashlib.sha256(log.schema.digest.encode())
-    for start in range(0, len(log), BLOCK_REQUESTS):
-        digest.update(("\n" * (start > 0) + "\n".join(log.request_ids[start : start + BLOCK_REQUESTS])).encode())
-    digest.update(np.ascontiguousarray(log.time_ms).data)
-    if log.negative_rate < 1:
-        digest.update(repr(log.negative_rate).encode())
-        digest.update(np.ascontiguousarray(log.offsets).data)
-        digest.update(np.ascontiguousarray(log.item_index).data)
-    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

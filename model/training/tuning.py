@@ -22,10 +22,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from model.config import ConfigError
+from model.data.log_digest import log_digest
 from model.data.request_log import RequestLog
 from model.training.alarms import TrainingDiverged
 from model.training.fit_run import Observer, fit_run
-from model.training.run import BEST, CHECKPOINT, log_digest
+from model.training.run import BEST, CHECKPOINT
 from model.training.search_space import Dimension, Scalar, with_values
 
 JOURNAL, ABOUT, TABLE, BEST_CONFIG, TRIALS = "study.journal", "study.json", "results.csv", "best.yaml", "trials"

@@ -13,13 +13,13 @@ import pytest
 from model.config import ConfigError
 from model.data import map_log
 from model.data.canonical import LogFile, write_log
+from model.data.log_digest import identity_digest, log_digest
 from model.data.mapped_log import FOLDER, LAYOUT, is_larger_than, map_request_log
 from model.data.open_log import Storage, available_bytes, open_request_log
 from model.data.request_log import RequestLog, load_request_log
 from model.data.synthetic import generate
 from model.data.synthetic_world import SyntheticConfig
 from model.schema import Schema
-from model.training.run import log_digest
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,7 @@ def by_id(log: RequestLog) -> list[Any]:
 def test_a_mapped_log_is_the_loaded_one(directory: Path) -> None:
     mapped, loaded = map_request_log(directory), load_request_log(directory)
     assert by_id(mapped) == by_id(loaded)
+    assert identity_digest(mapped) == identity_digest(loaded)
     assert log_digest(mapped) == log_digest(loaded)
     assert mapped.truth is not None
     assert sum(len(a.records) for a in mapped.events.values()) == pq.read_metadata(directory / "events.parquet").num_rows

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,11 @@ def test_a_run_knows_the_log_it_was_trained_on(log: RequestLog, tmp_path: Path) 
     run.check_data(log)
     with pytest.raises(ConfigError, match=r"trained on a log of 400 requests.*the given one has 399"):
         run.check_data(log.subset(np.arange(399)))
+    with pytest.raises(ConfigError, match=r"with another content or schema"):
+        run.check_data(replace(log, labels=1 - log.labels))
+    data = run.path / "data.json"
+    data.write_text(json.dumps({k: v for k, v in json.loads(data.read_text()).items() if k != "content"}))
+    run.check_data(log)
 
 
 def test_a_kill_while_saving_leaves_the_older_checkpoint(log: RequestLog, tmp_path: Path) -> None:
