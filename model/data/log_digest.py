@@ -1,8 +1,8 @@
 """Digests of a canonical log: whether a run, a study or a figure belongs to the log that is given now.
 
 Users and items go in by their keys, never by their numbers, which depend on the order in which a log was read: a log in memory
-and the same log in mapped files have one digest. Everything is read once, some thousand rows at a time; about half a second
-for two million events.
+and the same log in mapped files have one digest. Everything is read once, some thousand rows at a time; about half a
+second per million events.
 """
 
 from __future__ import annotations

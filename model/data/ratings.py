@@ -5,8 +5,10 @@ time form one request, since none of them can have been known to another; positi
 an event, `like` or `dislike` by the same threshold, and `rating` where the schema declares that type; the attribute
 `rating` of an event is its value. So a request sees what its user had rated before, never itself.
 
-`negatives` items per liked one are drawn from all items that the user never rated, and shown in the same request with label 0.
-The task then is to tell what is liked from what was never met, and probabilities are those of this mixture.
+`negatives` items per liked one are drawn from those that the user has not rated by then, and shown in the same request with
+label 0, in random order. An item is there from its first rating by anyone on, so a negative says nothing of the future: neither
+that an item will come out, nor what the user will rate later. The task then is to tell what is liked from what was not met
+so far, and probabilities are those of this mixture.
 
 Cost: 28 bytes per rating and the distinct ids, in memory; one pass over the file.
 """
@@ -181,10 +183,11 @@ def _requests(read: _Ratings, schema: Schema, config: RatingsConfig) -> tuple[di
     item, label = read.item, read.liked.astype(np.uint8)
     if config.negatives:
         drawn_request, drawn = _negatives(read, request, config)
-        order = np.argsort(np.concatenate([request, drawn_request]), kind="stable")
+        both = np.concatenate([request, drawn_request])
+        order = np.lexsort((np.random.default_rng([config.seed, 1]).random(len(both)), both))  # a place tells no label
         item = np.concatenate([item, drawn])[order]
         label = np.concatenate([label, np.zeros(len(drawn), np.uint8)])[order]
-        request = np.concatenate([request, drawn_request])[order]
+        request = both[order]
     offsets = pa.array(np.searchsorted(request, np.arange(len(first) + 1)).astype(np.int32))
     user, time_ms = read.users.texts[read.user[first]], read.time_ms[first]
     ids = pa.array(read.items.texts.tolist(), id_type_of(schema.item.id_type)).take(pa.array(item))
@@ -202,19 +205,29 @@ def _requests(read: _Ratings, schema: Schema, config: RatingsConfig) -> tuple[di
 def _negatives(
     read: _Ratings, request: NDArray[np.int64], config: RatingsConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Requests and items of the sampled negatives: for each user of items never rated, none twice in a request."""
+    """Requests and items of the sampled negatives: of what was there and the user had not rated, none twice in a request.
+
+    Items are numbered by when they were first rated, so those that were there are the first so many, and the n-th free one
+    is found among the user's rated ones without a list of the others. Costs the user's ratings so far per request.
+    """
     rng, count = np.random.default_rng(config.seed), len(read.items.numbers)
+    began = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(began, read.item, read.time_ms)
+    by_begin = np.argsort(began, kind="stable").astype(np.int32)
+    place, begins = np.argsort(by_begin), began[by_begin]
+    there = np.searchsorted(begins, read.time_ms, side="right")
     requests, items = [], []
-    bounds = np.flatnonzero(np.concatenate([[True], np.diff(read.user) != 0, [True]]))
+    bounds = np.flatnonzero(np.concatenate([[True], np.diff(request) != 0, [True]]))
+    rated, user = np.empty(0, np.int64), -1
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        free = np.setdiff1d(np.arange(count, dtype=np.int32), read.item[start:stop])
-        own, likes = np.unique(request[start:stop][read.liked[start:stop]], return_counts=True)
-        for number, liked in zip(own.tolist(), likes.tolist(), strict=True):
-            drawn = rng.choice(free, size=min(len(free), liked * config.negatives), replace=False)
-            items.append(drawn)
-            requests.append(np.full(len(drawn), number))
-    if not items:
-        return np.empty(0, np.int64), np.empty(0, np.int32)
+        if read.user[start] != user:
+            rated, user = np.empty(0, np.int64), int(read.user[start])
+        rated = np.union1d(rated, place[read.item[start:stop]])
+        free, liked = int(there[start]) - len(rated), int(read.liked[start:stop].sum())
+        drawn = rng.choice(free, size=min(free, liked * config.negatives), replace=False)
+        skipped = np.searchsorted(rated - np.arange(len(rated)), drawn, side="right")
+        items.append(by_begin[drawn + skipped])
+        requests.append(np.full(len(drawn), request[start]))
     return np.concatenate(requests), np.concatenate(items)
 
 

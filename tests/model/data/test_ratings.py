@@ -71,19 +71,60 @@ def test_the_threshold_decides_labels_and_events(tmp_path: Path) -> None:
     assert info["notes"] == {"column 'title', which the schema does not declare": {"rows": 1, "first": ["movies.csv"]}}
 
 
-def test_sampled_negatives_are_items_the_user_never_rated(tmp_path: Path) -> None:
-    log = converted(tmp_path, config=RatingsConfig(negatives=1, seed=3))
-    rated = {"1": {"10", "11", "12"}, "2": {"10", "13"}}
-    drawn = {}
+def test_sampled_negatives_are_of_what_was_there_and_the_user_had_not_rated(tmp_path: Path) -> None:
+    log = converted(tmp_path, config=RatingsConfig(negatives=9, seed=3))
+    shown = {
+        r: {log.item_ids[i]: label for i, label in zip(log.item_index[rows], log.labels[rows, 0].tolist(), strict=True)}
+        for r, rows in ((r, log.shown(n)) for n, r in enumerate(log.request_ids))
+    }
+    assert shown == {
+        "1/100000": {"10": 1, "11": 0},  # 12 and 13 come out later
+        "2/150000": {"10": 0},  # nothing liked
+        "1/200000": {"12": 1},
+        "2/300000": {"13": 1, "11": 0, "12": 0},
+    }
+    assert shown.keys() == set(log.request_ids)
+
+
+def random_ratings(users: int, per_user: int, items: int) -> str:
+    """Ratings whose items come out one after the other."""
+    rng, lines = np.random.default_rng(0), ["user,item,rating,time"]
+    for number in range(per_user):
+        for user in range(users):
+            item = rng.integers(0, items * (number + 1) // per_user)
+            lines.append(f"{user},{item},{5 if rng.random() < 0.5 else 2},{1000 * (number + 1) + user}")
+    return "\n".join(lines) + "\n"
+
+
+def test_sampled_negatives_know_nothing_of_the_future_and_their_place_tells_nothing(tmp_path: Path) -> None:
+    text = random_ratings(users=60, per_user=15, items=90)
+    log = converted(tmp_path, text, RatingsConfig(negatives=3, seed=1))
+    rated: dict[str, dict[str, int]] = {}  # by user: item → when first
+    began: dict[str, int] = {}
+    for line in text.splitlines()[1:]:
+        user, item, _, time = line.split(",")
+        began[item] = min(began.get(item, 1 << 60), 1000 * int(time))
+        rated.setdefault(user, {}).setdefault(item, 1000 * int(time))
+    drawn, later = 0, 0
     for number, request in enumerate(log.request_ids):
+        user, time = request.split("/")[0], int(log.time_ms[number])
         items = [log.item_ids[i] for i in log.item_index[log.shown(number)]]
-        user = request.split("/")[0]
-        drawn[request] = [i for i in items if i not in rated[user]]
-        assert all(log.labels[log.shown(number), 0][items.index(i)] == 0 for i in drawn[request])
-    assert {r: len(d) for r, d in drawn.items()} == {"1/100000": 1, "2/150000": 0, "1/200000": 1, "2/300000": 1}
-    assert drawn["1/100000"] == drawn["1/200000"] == ["13"]
-    again = converted(tmp_path, config=RatingsConfig(negatives=1, seed=3))
+        assert len(set(items)) == len(items)
+        assert all(began[str(item)] <= time for item in items)
+        others = [item for item in items if rated[user].get(str(item), 1 << 60) > time]
+        liked = int(log.labels[log.shown(number), 0].sum())
+        assert len(items) - len(others) == 1
+        assert len(others) <= 3 * liked
+        drawn, later = drawn + len(others), later + sum(str(item) in rated[user] for item in others)
+    assert drawn > 500
+    assert later > 20  # what a user rates later is drawn like anything else
+    full = np.diff(log.offsets) == 4
+    places = log.labels[log.rows_of(np.flatnonzero(full)), 0].reshape(-1, 4).mean(axis=0)
+    assert np.all(np.abs(places - 0.25) < 0.08)
+    again = converted(tmp_path, text, RatingsConfig(negatives=3, seed=1))
     assert np.array_equal(again.item_index, log.item_index)
+    other = converted(tmp_path, text, RatingsConfig(negatives=3, seed=2))
+    assert not np.array_equal(other.item_index, log.item_index)
 
 
 def test_rows_that_cannot_be_taken_name_line_and_column(tmp_path: Path) -> None:
