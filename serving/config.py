@@ -47,9 +47,10 @@ class ServerConfig(StrictModel):
 
     What is served: `repository` of artifacts, `model` (empty: the only one), `version` (empty: the
     newest by name, numbers in it compared as numbers), `engine`, `engine_cache` (default: `.engines` in
-    the repository), `precision` (`auto`: bf16 where the CPU has it), `slots` (0: as many as fill the
-    CPUs), `threads_per_slot` (0: one; both 0: what `kunlun calibrate` found fastest on as many CPUs, if it
-    ran), `host_cpus` that everything but the engine slots is pinned to (empty: none; `core.slot_cpus` pins the slots).
+    the repository), `precision` (`auto`: bf16 where the CPU has it), `fused_block` (the engine of `kunlun compile
+    --fused-block`), `slots` (0: as many as fill the CPUs), `threads_per_slot` (0: one; both 0: what `kunlun
+    calibrate` found fastest on as many CPUs, if it ran), `host_cpus` that everything but the engine slots is pinned
+    to (empty: none; `core.slot_cpus` pins the slots).
 
     Where: `host` and `port` (0: any free port, printed), `metrics_port` (0: any; null: off), `tls`. `front_end`:
     `grpcio`, or `native`, whose HTTP/2 runs in Rust outside the GIL (cheaper calls; neither TLS nor
@@ -87,6 +88,7 @@ class ServerConfig(StrictModel):
     engine: Literal["openvino"] = "openvino"
     engine_cache: Path | None = None
     precision: Literal["auto", "f32", "bf16"] = "auto"
+    fused_block: bool = False
     slots: Annotated[int, Field(ge=0, le=1024)] = 0
     threads_per_slot: Annotated[int, Field(ge=0, le=1024)] = 0
     host_cpus: tuple[Annotated[int, Field(ge=0)], ...] = ()

@@ -202,6 +202,7 @@ def _open_engine(config: ServerConfig, artifact: Artifact) -> Engine:
         precision=config.precision,
         threads_per_slot=config.slot_threads,
         slots=config.slot_count,
+        fused_block=config.fused_block,
     )
 
 

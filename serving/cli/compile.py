@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("auto", "f32", "bf16"), default="auto", help="auto: bf16 where the CPU has it")
     parser.add_argument("--cache", type=Path, help="engine cache (default: <repository>/.engines)")
     parser.add_argument("--threads", type=int, default=1, help="threads per engine slot (default: 1)")
+    parser.add_argument("--fused-block", action="store_true", help="PFFN blocks as one operation; needs a C++ compiler")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -31,7 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
         artifact = open_artifact(arguments.artifact)
         cache = arguments.cache or default_cache(artifact)
         built = build_engine(
-            artifact, target=arguments.target, cache=cache, precision=arguments.precision, threads=arguments.threads
+            artifact,
+            target=arguments.target,
+            cache=cache,
+            precision=arguments.precision,
+            threads=arguments.threads,
+            fused_block=arguments.fused_block,
         )
     except ArtifactError as error:
         print(f"kunlun compile: {error}", file=sys.stderr)

@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", type=int, default=100, help="request size that times are stated for (default: 100)")
     parser.add_argument("--precision", choices=("auto", "f32", "bf16"), default="auto", help="of the compiled engine")
     parser.add_argument("--threads", type=int, default=1, help="threads per engine slot (default: 1)")
+    parser.add_argument("--fused-block", action="store_true", help="the engine of `kunlun compile --fused-block`")
     parser.add_argument("--cache", type=Path, help="engine cache (default: <repository>/.engines)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             threads_per_slot=arguments.threads,
             slots=1,
+            fused_block=arguments.fused_block,
         )
     except (ArtifactError, ConfigError) as error:
         print(f"kunlun frontier: {error}", file=sys.stderr)

@@ -32,6 +32,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", help="engine (default: openvino)")
     parser.add_argument("--engine-cache", help="engine cache (default: .engines in the repository)")
     parser.add_argument("--precision", choices=("auto", "f32", "bf16"), help="engine precision (default: auto)")
+    fused = "the engine of `kunlun compile --fused-block` (default: no)"
+    parser.add_argument("--fused-block", action=argparse.BooleanOptionalAction, help=fused)
     parser.add_argument("--slots", type=int, help="engine slots; 0: as calibrated, or filling the CPUs (default: 0)")
     parser.add_argument("--threads-per-slot", type=int, help="threads of one slot; 0: as calibrated, or one (default: 0)")
     parser.add_argument("--default-deadline-ms", type=int, help="budget of calls without a deadline (default: 1000)")

@@ -27,10 +27,14 @@ from model.signature import ENCODE_USER, SCORE_CANDIDATES
 ENGINE_MANIFEST = "engine.json"
 Precision = Literal["f32", "bf16"]
 GRAPHS = (ENCODE_USER, SCORE_CANDIDATES)
+FUSED_BLOCK = "fused_block"
 
 
 class EngineIdentity(StrictModel):
-    """Everything compiled files depend on; two engines with equal identities are interchangeable."""
+    """Everything compiled files depend on; two engines with equal identities are interchangeable.
+
+    `libraries`: version by name; `fused_block` is among them, with the digest of its sources, exactly in engines that have it.
+    """
 
     artifact_digest: str
     target: str
@@ -38,6 +42,11 @@ class EngineIdentity(StrictModel):
     libraries: dict[str, str]
     precision: Precision
     threads: Annotated[int, Field(ge=1)]
+
+    @property
+    def fused_block(self) -> bool:
+        """Whether PFFN blocks run as one operation of our own."""
+        return FUSED_BLOCK in self.libraries
 
     @property
     def key(self) -> str:
@@ -144,7 +153,8 @@ def load(cache: Path, artifact: Artifact, wanted: EngineIdentity) -> tuple[Path,
 
 def rebuild_hint(cache: Path, artifact: Artifact, wanted: EngineIdentity) -> str:
     """The command that builds the missing entry."""
-    where = "" if cache.resolve() == default_cache(artifact) else f" --cache {cache}"
+    where = " --fused-block" if wanted.fused_block else ""
+    where += "" if cache.resolve() == default_cache(artifact) else f" --cache {cache}"
     return (
         f"run `kunlun compile {artifact.path} --target {wanted.target} --precision {wanted.precision} "
         f"--threads {wanted.threads}{where}`"

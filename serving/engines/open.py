@@ -30,7 +30,7 @@ class BuiltEngine:
     device_peak_flops: float
     compile_seconds: float
     kernels: str
-    """Which of our own kernels the engine has, or why it has none."""
+    """Whose kernels run the graphs, for people."""
 
 
 def open_engine(
@@ -41,20 +41,25 @@ def open_engine(
     precision: str = "auto",
     threads_per_slot: int,
     slots: int,
+    fused_block: bool = False,
 ) -> Engine:
-    """The cached engine of `artifact`, for `slots` sessions of `threads_per_slot` threads; raises `ArtifactError`."""
+    """The cached engine of `artifact`, for `slots` sessions of `threads_per_slot` threads; raises `ArtifactError`.
+
+    `fused_block`: the one compiled with `kunlun compile --fused-block`. Nothing is built here.
+    """
     _known(engine)
     if slots < 1:
         raise ValueError(f"slots: expected at least 1, found {slots}")
     from serving.engines import openvino_engine
 
-    wanted = openvino_engine.identity(artifact, precision=precision, threads=threads_per_slot)
+    wanted = openvino_engine.identity(artifact, precision=precision, threads=threads_per_slot, fused_block=fused_block)
     entry, manifest = engine_cache.load(cache, artifact, wanted)
     return openvino_engine.OpenVinoEngine(
         entry,
         precision=wanted.precision,
         threads=wanted.threads,
         device_peak_flops=manifest.device_peak_flops,
+        fused_block=fused_block,
     )
 
 
@@ -68,19 +73,32 @@ def engine_identity(
     return openvino_engine.identity(artifact, precision=precision, threads=threads)
 
 
-def build_engine(artifact: Artifact, *, target: str = "openvino", cache: Path, precision: str, threads: int) -> BuiltEngine:
-    """Compile, check parity, measure the peak, publish. Nothing is published when parity fails."""
+def build_engine(
+    artifact: Artifact,
+    *,
+    target: str = "openvino",
+    cache: Path,
+    precision: str,
+    threads: int,
+    fused_block: bool = False,
+) -> BuiltEngine:
+    """Compile, check parity, measure the peak, publish. Nothing is published when parity fails.
+
+    Raises `ArtifactError`, also where `fused_block` is asked for and cannot be built.
+    """
     _known(target)
     from serving.engines import openvino_engine
 
-    wanted = openvino_engine.identity(artifact, precision=precision, threads=threads)
+    wanted = openvino_engine.identity(artifact, precision=precision, threads=threads, fused_block=fused_block)
     peak = openvino_engine.measure_peak_flops(wanted.precision, threads)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kunlun-compile-") as converted:
-        kernels = openvino_engine.convert_graphs(artifact, Path(converted))
+        openvino_engine.convert_graphs(artifact, Path(converted))
+        kernels = openvino_engine.build_kernels(Path(converted)) if fused_block else "OpenVINO's own"
         engine = openvino_engine.OpenVinoEngine(
-            Path(converted), precision=wanted.precision, threads=threads, device_peak_flops=peak
+            Path(converted), precision=wanted.precision, threads=threads, device_peak_flops=peak, fused_block=fused_block
         )
+        kernels += f", in place of {engine.fused} block(s) of the graphs" if fused_block else ""
         session = engine.open_session()
         seconds = time.perf_counter() - started
         parity = check_parity(session, engine.precision, artifact)

@@ -34,8 +34,8 @@ from model.architectures.terms import PRODUCT_WIDTH, FeatureWidths
 from model.artifact import Artifact, ArtifactError
 from model.signature import ENCODE_USER
 from serving.engines.base import Tensors
-from serving.engines.cache import GRAPHS, EngineIdentity, Precision
-from serving.engines.openvino_kernels.build import LIBRARY, Kernels, build, load, source_digest
+from serving.engines.cache import FUSED_BLOCK, GRAPHS, EngineIdentity, Precision
+from serving.engines.openvino_kernels.build import LIBRARY, Kernels, KernelsUnavailable, build, load, source_digest
 from serving.engines.openvino_kernels.fuse import fuse_pffn
 
 TARGET = "openvino"
@@ -94,23 +94,30 @@ def _shapes(inputs: Tensors) -> _Shapes:
 
 
 class OpenVinoEngine:
-    """Converted graphs of one artifact, compiled by every session."""
+    """Converted graphs of one artifact, compiled by every session.
+
+    `fused_block`: with the kernels of `build_kernels` in place of the operators they stand for; raises `ArtifactError` where
+    the directory has none or the CPU cannot run them, rather than serve other bits.
+    """
 
     name = TARGET
     fused: int
     """Blocks of the graphs that run as one of our kernels."""
 
-    def __init__(self, directory: Path, *, precision: str, threads: int, device_peak_flops: float) -> None:
+    def __init__(
+        self, directory: Path, *, precision: str, threads: int, device_peak_flops: float, fused_block: bool = False
+    ) -> None:
         self.entry, self.precision, self.threads, self.device_peak_flops = directory, precision, threads, device_peak_flops
         self._cloning = threading.Lock()
         core = ov.Core()
         self._models = {graph: core.read_model(directory / f"{graph}.xml") for graph in GRAPHS}
-        self.fused = self._fuse(directory / LIBRARY)
+        self.fused = self._fuse(directory / LIBRARY) if fused_block else 0
 
     def _fuse(self, library: Path) -> int:
-        """Put our own kernels in the place of the operators they stand for, where `kunlun compile` could build them."""
-        if not library.is_file() or (able := load(library)) is Kernels.NONE:
-            return 0
+        try:
+            able = load(library)
+        except KernelsUnavailable as error:
+            raise ArtifactError(f"fused_block: {error}; compile and serve without it") from error
         bf16 = self.precision == "bf16" and able is Kernels.BF16
         return sum(fuse_pffn(model, library, bf16=bf16) for model in self._models.values())
 
@@ -125,22 +132,29 @@ class OpenVinoEngine:
         self._models = {}
 
 
-def convert_graphs(artifact: Artifact, directory: Path) -> str:
-    """Write both graphs in OpenVINO's own form, weights in full precision, and our kernels; returns which, for people."""
+def convert_graphs(artifact: Artifact, directory: Path) -> None:
+    """Write both graphs in OpenVINO's own form, weights in full precision."""
     core = ov.Core()
     for graph in GRAPHS:
         ov.save_model(core.read_model(artifact.graph(graph)), directory / f"{graph}.xml", compress_to_fp16=False)
-    return build(directory)
 
 
-def identity(artifact: Artifact, *, precision: str, threads: int) -> EngineIdentity:
+def build_kernels(directory: Path) -> str:
+    """Compile our kernels beside the graphs; returns which, for people. Raises `ArtifactError` where that cannot be done."""
+    try:
+        return build(directory)
+    except KernelsUnavailable as error:
+        raise ArtifactError(f"fused_block: {error}; compile and serve without it") from error
+
+
+def identity(artifact: Artifact, *, precision: str, threads: int, fused_block: bool = False) -> EngineIdentity:
     """What a compiled engine of `artifact` on this machine depends on; resolves precision `auto`."""
     core, widths = ov.Core(), FeatureWidths.of(artifact.schema)
     return EngineIdentity(
         artifact_digest=artifact.digest,
         target=TARGET,
         device=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip() + _instruction_sets(core),
-        libraries={"openvino": str(ov.__version__), "kernels": source_digest()},
+        libraries={"openvino": str(ov.__version__)} | ({FUSED_BLOCK: source_digest()} if fused_block else {}),
         precision=resolve_precision(precision, row_invariant_in_bf16(artifact.config, widths)),
         threads=threads,
     )

@@ -38,6 +38,9 @@ def test_the_wheel_installs_in_a_clean_environment(tmp_path: Path) -> None:
     held = run("-m", "zipfile", "-l", str(wheel)).stdout
     for needed in (
         "serving/store/append_events.lua",
+        "serving/engines/openvino_kernels/pffn_op.cpp",
+        "serving/engines/openvino_kernels/pffn_kernel.cpp",
+        "serving/engines/openvino_kernels/pffn_kernel.hpp",
         "model/presets/tiny.yaml",
         "kunlun/py.typed",
         "loadtest/configs/demo_synthetic.yaml",

@@ -44,10 +44,11 @@ def _kept_artifact(request: pytest.FixtureRequest, preset: str) -> Artifact:
         return build_artifact(repository, preset=preset)
 
 
-def _kept_engine(artifact: Artifact) -> Path:
-    cache = artifact.path.parent.parent / f".engines-{_engine_digest()}"
+def _kept_engine(artifact: Artifact, *, fused_block: bool = False) -> Path:
+    cache = artifact.path.parent.parent / f".engines-{_engine_digest()}{'-fused' if fused_block else ''}"
     if not cache.is_dir() or not any(cache.iterdir()):
-        assert build_engine(artifact, cache=cache, precision="f32", threads=1).path is not None
+        built = build_engine(artifact, cache=cache, precision="f32", threads=1, fused_block=fused_block)
+        assert built.path is not None
     return cache
 
 
@@ -61,6 +62,15 @@ def artifact(request: pytest.FixtureRequest) -> Artifact:
 def engine_cache(artifact: Artifact) -> Path:
     """An engine cache that holds the artifact compiled for one thread, f32."""
     return _kept_engine(artifact)
+
+
+@pytest.fixture(scope="session")
+def fused_engine_cache(artifact: Artifact) -> Path:
+    """The same with PFFN blocks as one operation; skips where a C++ compiler or AVX-512 is missing."""
+    try:
+        return _kept_engine(artifact, fused_block=True)
+    except ArtifactError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

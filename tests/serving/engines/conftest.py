@@ -1,3 +1,3 @@
-from tests.serving.compiled import artifact, engine_cache
+from tests.serving.compiled import artifact, engine_cache, fused_engine_cache
 
-__all__ = ["artifact", "engine_cache"]
+__all__ = ["artifact", "engine_cache", "fused_engine_cache"]

@@ -48,7 +48,7 @@ def test_engine_of_another_library_version_is_refused(artifact: Artifact, copied
     entry.rename(entry.with_name("random-1-0123456789abcdef"))
     message = opened(artifact, copied)
     assert "libraries: expected" in message
-    assert "found {'openvino': '1.0', " in message
+    assert "found {'openvino': '1.0'}" in message
 
 
 def test_damaged_file_is_refused(artifact: Artifact, copied: Path) -> None:

@@ -30,9 +30,12 @@ from serving.engines.parity import check_parity
 from tests.serving.random_artifact import SCHEMA, random_inputs
 
 
-@pytest.fixture(scope="module")
-def session(artifact: Artifact, engine_cache: Path) -> Session:
-    engine = open_engine(artifact, cache=engine_cache, precision="f32", threads_per_slot=1, slots=1)
+@pytest.fixture(scope="module", params=["operators", "fused_block"])
+def session(artifact: Artifact, request: pytest.FixtureRequest) -> Session:
+    """Every promise holds for both forms of the engine."""
+    fused = request.param == "fused_block"
+    cache = request.getfixturevalue("fused_engine_cache" if fused else "engine_cache")
+    engine = open_engine(artifact, cache=cache, precision="f32", threads_per_slot=1, slots=1, fused_block=fused)
     assert engine.device_peak_flops > 1e8
     return engine.open_session()
 

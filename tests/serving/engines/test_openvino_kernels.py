@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from openvino.utils.node_factory import NodeFactory
 
 from kernels.dispatch import GDPAParams
 from kernels.pffn.padded import pffn_padded
-from model.artifact import Artifact
+from kunlun.cli import main
+from model.artifact import Artifact, ArtifactError
 from serving.engines.open import open_engine
-from serving.engines.openvino_engine import cpu_settings
-from serving.engines.openvino_kernels.build import LIBRARY, Kernels, build, load
+from serving.engines.openvino_engine import OpenVinoEngine, cpu_settings
+from serving.engines.openvino_kernels.build import LIBRARY, Kernels, KernelsUnavailable, build, load
 from serving.engines.openvino_kernels.fuse import fuse_pffn
 
 CODES = {"raw": 0, "relu": 1, "leaky_relu": 2, "relu_square": 3, "fast_gelu": 4, "silu": 5}
@@ -31,12 +33,9 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
-def library(engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built with the shared engine where there is a compiler."""
-    built = next(engine_cache.glob(f"*/{LIBRARY}"), None)
-    if built is None:
-        pytest.skip(build(tmp_path_factory.mktemp("kernels")))
-    return built
+def library(fused_engine_cache: Path) -> Path:
+    """Built with the shared engine."""
+    return next(fused_engine_cache.glob(f"*/{LIBRARY}"))
 
 
 def able(library: Path, precision: str) -> None:
@@ -113,8 +112,8 @@ def test_rows_of_zeros_stay_zero(library: Path, precision: str) -> None:
     assert not run(library, "fast_gelu", precision, given)[1, 5:].any()
 
 
-def test_every_block_of_a_model_is_fused(artifact: Artifact, engine_cache: Path, library: Path) -> None:
-    engine = open_engine(artifact, cache=engine_cache, precision="f32", threads_per_slot=1, slots=1)
+def test_every_block_of_a_model_is_fused(artifact: Artifact, fused_engine_cache: Path) -> None:
+    engine = opened(artifact, fused_engine_cache)
     towers = [artifact.config.tower(event.name) for event in artifact.schema.events]
     assert engine.fused == sum((tower.layers + 1) // 2 for tower in towers)  # even layers have one each
 
@@ -152,13 +151,58 @@ def compiled_graph(model: Any) -> Any:
     return ov.Core().compile_model(model.clone(), "CPU", cpu_settings("f32", 1)).create_infer_request()
 
 
-def test_without_a_compiler_there_is_a_reason_and_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def opened(artifact: Artifact, cache: Path) -> OpenVinoEngine:
+    engine = open_engine(artifact, cache=cache, precision="f32", threads_per_slot=1, slots=1, fused_block=True)
+    assert isinstance(engine, OpenVinoEngine)
+    return engine
+
+
+def test_a_compiler_that_is_missing_or_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert build(tmp_path) == "none: no C++ compiler (g++, c++, clang++ or CXX)"
-    assert not (tmp_path / LIBRARY).exists()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(KernelsUnavailable, match=r"C\+\+17 compiler \(no-such-compiler\), found none; install one or set CXX"):
+        build(tmp_path)
     failing = tmp_path / "failing"
     failing.write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 1\n")
     failing.chmod(0o755)
     monkeypatch.setenv("CXX", str(failing))
-    assert build(tmp_path) == "none: failing failed: no such flag"
+    with pytest.raises(KernelsUnavailable, match="failing failed: no such flag"):
+        build(tmp_path)
+    assert not (tmp_path / LIBRARY).exists()
+
+
+def test_compile_needs_no_compiler_unless_asked_for_the_block(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    arguments = ["compile", str(artifact.path), "--precision", "f32", "--cache", str(tmp_path)]
+    assert main([*arguments, "--fused-block"]) == 1
+    assert "fused_block: expected a C++17 compiler (no-such-compiler), found none" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert main(arguments) == 0
+    assert "kernels     OpenVINO's own" in capsys.readouterr().out
+
+
+def test_engines_with_and_without_the_block_are_other_engines(artifact: Artifact, engine_cache: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"libraries: expected \{.*'fused_block'.*run `kunlun compile .* --fused-block"):
+        opened(artifact, engine_cache)
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_library_that_is_not_the_compiled_one_is_never_loaded(
+    artifact: Artifact, fused_engine_cache: Path, tmp_path: Path, damage: str
+) -> None:
+    cache = Path(shutil.copytree(fused_engine_cache, tmp_path / "engines"))
+    library = next(cache.glob(f"*/{LIBRARY}"))
+    if damage == "changed":
+        with library.open("ab") as file:
+            file.write(b"\0")
+    else:
+        library.unlink()
+    with pytest.raises(ArtifactError, match=rf"files\.{LIBRARY} differs from its SHA-256 .*--fused-block"):
+        opened(artifact, cache)
+
+
+def test_the_engine_refuses_to_run_without_the_kernels_it_was_checked_with(engine_cache: Path) -> None:
+    plain = next(engine_cache.iterdir())
+    with pytest.raises(ArtifactError, match=f"fused_block: expected the compiled kernels at .*{LIBRARY}, found none"):
+        OpenVinoEngine(plain, precision="f32", threads=1, device_peak_flops=1.0, fused_block=True)
