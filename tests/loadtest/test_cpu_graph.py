@@ -8,7 +8,8 @@ import pytest
 
 from loadtest import cpu_graph, encode_user
 from model.architectures.kunlun.flops import window_pairs
-from serving.engines.openvino_kernels.build import LIBRARY, KernelsUnavailable, build
+from model.architectures.registry import load_preset
+from serving.engines.openvino_kernels.build import LIBRARY
 
 
 def test_flops_count_real_pairs() -> None:
@@ -44,13 +45,12 @@ def test_both_forms_run_in_every_round_in_alternating_order() -> None:
 
 
 @pytest.mark.slow
-def test_whole_graphs_run_with_and_without_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        build(tmp_path)
-    except KernelsUnavailable as error:
-        pytest.skip(str(error))
-    for name, value in {"STEPS": (64,), "USERS": (1,), "BLOCK_S": 0.0}.items():
+def test_whole_graphs_run_with_and_without_the_block(fused_engine_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small model; the command takes `small`."""
+    tiny = load_preset("tiny").model_copy(update={"n_kv": 16})
+    settings = {"STEPS": (64,), "USERS": (1,), "BLOCK_S": 0.0, "load_preset": lambda _: tiny}
+    for name, value in settings.items():
         monkeypatch.setattr(encode_user, name, value)
-    found = encode_user.measure("f32", rounds=1, library=tmp_path / LIBRARY)
+    found = encode_user.measure("f32", rounds=1, library=next(fused_engine_cache.glob(f"*/{LIBRARY}")))
     assert set(found) == {"1x64"}
     assert found["1x64"]["plain_ms"] > 0 < found["1x64"]["fused_ms"]

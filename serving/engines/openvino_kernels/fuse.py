@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from openvino.utils.node_factory import NodeFactory
 
+from serving.engines.openvino_kernels.build import load
+
 Node = Any
 """A node of OpenVINO's Python API, which has no types."""
 
@@ -35,6 +37,7 @@ class Block:
 
 def fuse_pffn(model: Any, library: Path, *, bf16: bool) -> int:
     """Fuse every block of `model` in place; returns how many. `bf16`: products in bf16, on a CPU with AMX."""
+    load(library)  # the factory unloads it when it goes, and the model's operations live in it
     factory = NodeFactory()
     factory.add_extension(str(library))
     unit, fused = 32 if bf16 else 16, 0
