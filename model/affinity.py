@@ -13,8 +13,8 @@ Per feature a candidate gets two numbers, per request there are two more:
     taste    = Σ_h w·residual / √(1 + Σ_h w)           familiarity = ln(1 + Σ_h w)
     rate     = logit of the user's smoothed success rate − logit(base),    ln(lift)
 
-Both sums factor over the values: the history's are counted once, a candidate looks its own up, and no pair of
-candidate and event is formed. Torch-free; the one caller
+Both sums factor over the values: the history's are counted once (`AffinityRecord`, kept with a user's state in serving), a
+candidate looks its own up, and no pair of candidate and event is formed. Torch-free; the one caller
 is `model.features.FeatureEncoder`, in training and serving alike.
 """
 
@@ -31,8 +31,8 @@ from model.records import ITEM, TIME_MS, Records
 PER_FEATURE = ("taste", "familiarity")
 PER_REQUEST = ("rate", "lift")
 CEILING = 0.95
-DENSE_SIZE = 1 << 16
-"""Up to this many values of all tables together they are counted in arrays of that size."""
+SLOTS = 1 << 16
+"""Places of the table in which candidates look values up (a power of two)."""
 
 
 @dataclass(frozen=True)
@@ -93,44 +93,91 @@ class ValueSpace:
     """Table rows of F features as numbers of one space (0: no value), so that one pass counts them all.
 
     Of an event's columns [W'] and of a candidate's [W]: `starts` [F] is each feature's first column, `offsets` what is added
-    to the rows of a column. `size` numbers in all.
+    to the rows of a column, in the narrower integer that holds every number.
     """
 
     event_starts: NDArray[np.int64]
-    event_offsets: NDArray[np.int64]
+    event_offsets: NDArray[np.signedinteger]
     item_starts: NDArray[np.int64]
-    item_offsets: NDArray[np.int64]
-    size: int
+    item_offsets: NDArray[np.signedinteger]
 
     @classmethod
     def of(cls, table_rows: Sequence[int], event_values: Sequence[int], item_values: Sequence[int]) -> ValueSpace:
         """From the rows of the features' tables, and the columns that each has in an event and in a candidate."""
-        first = np.concatenate([[0], np.cumsum(table_rows)[:-1]]).astype(np.int64)
+        number = np.int32 if sum(table_rows) <= np.iinfo(np.int32).max else np.int64
+        first = np.concatenate([[0], np.cumsum(table_rows)[:-1]]).astype(number)
         starts = [np.concatenate([[0], np.cumsum(v)[:-1]]).astype(np.int64) for v in (event_values, item_values)]
-        return cls(starts[0], np.repeat(first, event_values), starts[1], np.repeat(first, item_values), int(sum(table_rows)))
+        return cls(starts[0], np.repeat(first, event_values), starts[1], np.repeat(first, item_values))
 
 
-def overlaps(
-    space: ValueSpace, candidates: NDArray[np.int32], events: NDArray[np.int32], residuals: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """Taste and familiarity per feature, float32 [C, 2 F], of table rows [C, W] and [H, W']; rows ≤ 0 are no value."""
-    ours = np.where(candidates > 0, candidates + space.item_offsets, 0)
+@dataclass(frozen=True)
+class ValueSums:
+    """Sums of w and of w·residual over a history's events, without the candidate's share of the cosine, by value.
+
+    `values` [V + 1] are ascending numbers of a `ValueSpace`, the first one 0; `mass` and `pull` float64 [V + 1] begin with 0.
+    """
+
+    values: NDArray[np.signedinteger]
+    mass: NDArray[np.float64]
+    pull: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AffinityRecord:
+    """What a user's histories say, whatever the candidates: `context` float32 [2 A] as graphs take it; sums per affinity."""
+
+    context: NDArray[np.float32]
+    sums: tuple[ValueSums, ...]
+
+    @classmethod
+    def nothing(cls) -> AffinityRecord:
+        """Of a schema without affinities."""
+        return cls(np.zeros(0, np.float32), ())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.context.nbytes + sum(s.values.nbytes + s.mass.nbytes + s.pull.nbytes for s in self.sums)
+
+
+def value_sums(space: ValueSpace, events: NDArray[np.int32], residuals: NDArray[np.float64]) -> ValueSums:
+    """The sums of a history with table rows [H, W'] (rows ≤ 0 are no value) and residuals [H]."""
     theirs = np.where(events > 0, events + space.event_offsets, 0)
-    size = space.size
-    if size > DENSE_SIZE:  # large tables: count the values of this history alone
-        values, at = np.unique(np.append(theirs.ravel(), 0), return_inverse=True)
-        theirs = at[:-1].reshape(theirs.shape)
-        place = np.minimum(np.searchsorted(values, ours), len(values) - 1)
-        ours, size = np.where(values[place] == ours, place, 0), len(values)
+    values, at = np.unique(np.append(theirs.ravel(), theirs.dtype.type(0)), return_inverse=True)
     columns = np.diff(np.append(space.event_starts, theirs.shape[1]))
     weight = np.repeat(_cosine_share(events, space.event_starts), columns, axis=1)
-    mass = np.asarray(np.bincount(theirs.ravel(), weight.ravel(), size), np.float64)
-    pull = np.asarray(np.bincount(theirs.ravel(), (weight * residuals[:, None]).ravel(), size), np.float64)
+    mass = np.asarray(np.bincount(at[:-1], weight.ravel(), len(values)), np.float64)
+    pull = np.asarray(np.bincount(at[:-1], (weight * residuals[:, None]).ravel(), len(values)), np.float64)
     mass[0] = pull[0] = 0.0
+    return ValueSums(values, mass, pull)
+
+
+def overlaps(space: ValueSpace, candidates: NDArray[np.int32], sums: ValueSums) -> NDArray[np.float32]:
+    """Taste and familiarity per feature, float32 [C, 2 F], of candidates with table rows [C, W]; rows ≤ 0 are no value."""
+    ours = np.where(candidates > 0, candidates + space.item_offsets, 0)
+    at = _places(sums.values, ours)
     share = _cosine_share(candidates, space.item_starts)
-    found = np.add.reduceat(mass[ours], space.item_starts, axis=1) * share
-    taste = np.add.reduceat(pull[ours], space.item_starts, axis=1) * share / np.sqrt(1 + found)
+    found = np.add.reduceat(sums.mass[at], space.item_starts, axis=1) * share
+    taste = np.add.reduceat(sums.pull[at], space.item_starts, axis=1) * share / np.sqrt(1 + found)
     return np.stack([taste, np.log1p(found)], axis=-1).reshape(len(ours), -1).astype(np.float32)
+
+
+def _places(values: NDArray[np.signedinteger], wanted: NDArray[np.signedinteger]) -> NDArray[np.intp]:
+    """Where each wanted number [C, W] is among `values` [V + 1], which are distinct and begin with 0; 0 for others.
+
+    A table by the last bits of a number, with a second one for values that found their place taken, and so on: one round
+    where tables are small, seldom more than two. A binary search per number would be most of the cost of a Rank's affinities.
+    """
+    found = np.zeros(wanted.shape, np.intp)
+    left, places = np.arange(len(values)), wanted & (SLOTS - 1)
+    while len(left):
+        table = np.zeros(SLOTS, np.int32)
+        slots = values[left] & (SLOTS - 1)
+        table[slots] = left
+        at = table[places]
+        np.copyto(found, at, where=values[at] == wanted)
+        left = left[table[slots] != left]
+    return found
 
 
 def _cosine_share(rows: NDArray[np.int32], starts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from model.affinity import (
     PER_FEATURE,
     PER_REQUEST,
+    AffinityRecord,
     RateTable,
     ValueSpace,
     overlaps,
     record_of,
     tables_from_arrays,
     tables_to_arrays,
+    value_sums,
 )
 from model.hashing import MISSING_KEY, bucket_of
 from model.history import ages_s
@@ -248,17 +250,24 @@ class FeatureEncoder:
             return encoded
         return Encoded(encoded.rows, np.concatenate([encoded.dense, np.stack([a.context for a in affinities])], axis=1))
 
-    def encode_affinities(self, item_rows: NDArray[np.int32], histories: Mapping[str, Records]) -> Affinities:
-        """Affinities of candidates with encoded rows [C, index_width] to visible histories; cost: see `model.affinity`."""
-        context, items = [], []
+    def affinity_record(self, histories: Mapping[str, Records]) -> AffinityRecord:
+        """What visible histories say for affinities: one pass over their values, whatever the candidates."""
+        if not self.schema.affinities:
+            return AffinityRecord.nothing()
+        context, sums = [], []
         for a, plan in zip(self.schema.affinities, self._affinity_plans, strict=True):
             events = histories[a.event]
             record = record_of(events, histories[a.outcome], self.stats.rates[a.name], a.prior)
-            theirs = np.concatenate([self._affinity_rows(name, events) for name in a.by], axis=1)
+            rows = np.concatenate([self._affinity_rows(name, events) for name in a.by], axis=1)
             context.append(record.request)
-            items.append(overlaps(plan.space, item_rows[:, plan.item_columns], theirs, record.residuals))
-        raw = Affinities(np.concatenate(context), np.concatenate(items, axis=1))
-        return Affinities(*(self._scaled_affinities(group, column) for group, column in vars(raw).items()))
+            sums.append(value_sums(plan.space, rows, record.residuals))
+        return AffinityRecord(self._scaled_affinities("context", np.concatenate(context)), tuple(sums))
+
+    def encode_affinities(self, item_rows: NDArray[np.int32], record: AffinityRecord) -> Affinities:
+        """Affinities of candidates with encoded rows [C, index_width] to a user: one lookup per value of a candidate."""
+        plans = zip(self._affinity_plans, record.sums, strict=True)
+        items = [overlaps(plan.space, item_rows[:, plan.item_columns], sums) for plan, sums in plans]
+        return Affinities(record.context, self._scaled_affinities("items", np.concatenate(items, axis=1)))
 
     def _affinity_rows(self, name: str, events: Records) -> NDArray[np.int32]:
         """Table rows [H, values] of what events have in common with items, by the item feature's own table and boundaries."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.records import ARRIVAL_MS, TIME_MS, Records
-from model.schema import EventType, read_window
+from model.schema import EventType, fold_interval_ms, read_window
 
 
 def visible_history(arrivals: Records, event: EventType, request_ms: int) -> Records:
@@ -45,9 +45,9 @@ def folded(arrivals: Records, interval_s: float, request_ms: int) -> Records:
     A function of the request time and the events alone: a frequent event type changes a user's state
     at most once per interval (and when something arrives late), whatever any cache holds.
     """
-    if interval_s <= 0:
+    interval_ms = fold_interval_ms(interval_s)
+    if not interval_ms:
         return arrivals
-    interval_ms = max(1, int(interval_s * 1000))
     return arrivals[arrivals[TIME_MS] < request_ms // interval_ms * interval_ms]
 
 

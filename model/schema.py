@@ -186,6 +186,9 @@ class Affinity(StrictModel):
     events succeeded. `by` names what a candidate and an event may have in common: ``item``, the item itself, or item features
     that the event type carries as attributes of the same name, as they were when it happened (categorical, multi-valued, or
     cut into buckets). `prior`: events that an unknown user is taken to have had at the usual rate.
+
+    Outcomes must be seen at least as far back and as soon as the events, or events whose outcome is out of sight would count
+    as failures: the outcome's `cap` is at least the event's, its `min_fold_interval_s` 0 or a divisor of the event's.
     """
 
     name: Name
@@ -207,6 +210,11 @@ def read_window(cap: int) -> int:
     return cap + max(8, cap // 4)
 
 
+def fold_interval_ms(interval_s: float) -> int:
+    """`min_fold_interval_s` in whole milliseconds; 0: events count at once."""
+    return max(1, int(interval_s * 1000)) if interval_s > 0 else 0
+
+
 def _distinct(group: str, names: list[str], reserved: tuple[str, ...] = ()) -> None:
     """Raise unless all names differ and none is reserved."""
     doubled = sorted({n for n in names if names.count(n) > 1})
@@ -215,6 +223,22 @@ def _distinct(group: str, names: list[str], reserved: tuple[str, ...] = ()) -> N
     taken = [n for n in names if n in reserved]
     if taken:
         raise ValueError(f"{group}: {taken[0]!r} is reserved here; choose another name")
+
+
+def _check_sight(where: str, event: EventType, outcome: EventType) -> None:
+    """Raise if a request may see an event whose outcome it no longer sees, or does not see yet."""
+    if outcome.cap < event.cap:
+        raise ValueError(
+            f"{where}: outcome {outcome.name!r} has cap {outcome.cap}, expected at least the {event.cap} of {event.name!r}: "
+            f"older events would count as failures. Raise events.{outcome.name}.cap or lower events.{event.name}.cap"
+        )
+    ours, theirs = (fold_interval_ms(e.min_fold_interval_s) for e in (outcome, event))
+    if ours and (not theirs or theirs % ours):
+        raise ValueError(
+            f"{where}: outcome {outcome.name!r} has min_fold_interval_s {outcome.min_fold_interval_s:g}, expected 0 or a "
+            f"divisor of the {event.min_fold_interval_s:g} of {event.name!r}: events that are folded in before their outcomes "
+            f"would count as failures. Lower events.{outcome.name}.min_fold_interval_s"
+        )
 
 
 def _checked_expression(text: str) -> str:
@@ -292,6 +316,7 @@ class Schema(StrictModel):
                 raise ValueError(
                     f"{where}: outcome {a.outcome!r} must be a task as well, and not the event itself; there are: {others}"
                 )
+            _check_sight(where, events[a.event], events[a.outcome])
             _distinct(f"{where}.by", list(a.by))
             carried = {f.name: f for f in events[a.event].attributes}
             for name in a.by:

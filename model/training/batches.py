@@ -18,6 +18,7 @@ from torch import Tensor
 from model.data.request_log import RequestLog
 from model.features import Affinities, Encoded, FeatureEncoder
 from model.history import newest_event_ms
+from model.records import TIME_MS
 from model.training.config import AugmentConfig
 
 MAX_POSITION = 512
@@ -144,7 +145,7 @@ class BatchMaker:
             return Encoded(rows, dense), []
         bounds = np.searchsorted(request_index, np.arange(len(histories) + 1))
         affinities = [
-            self.encoder.encode_affinities(rows[start:end], h)
+            self.encoder.encode_affinities(rows[start:end], self.encoder.affinity_record(h))
             for h, start, end in zip(histories, bounds[:-1], bounds[1:], strict=True)
         ]
         return Encoded(rows, np.concatenate([dense, np.concatenate([a.items for a in affinities])], axis=1)), affinities
@@ -153,13 +154,16 @@ class BatchMaker:
 def _hide(
     histories: dict[str, NDArray[np.void]], augment: AugmentConfig, rng: np.random.Generator
 ) -> dict[str, NDArray[np.void]]:
-    """Empty or shorten all histories of one request, keeping the newest events."""
+    """Empty all histories of one request, or forget all before one time: impressions go together with their clicks."""
     draw = rng.random()
     if draw < augment.empty_history:
         return {e: h[:0] for e, h in histories.items()}
     if draw < augment.empty_history + augment.truncated_history:
-        share = rng.random()
-        return {e: h[len(h) - int(len(h) * share) :] for e, h in histories.items()}
+        times = np.sort(np.concatenate([h[TIME_MS] for h in histories.values()]))
+        first = len(times) - int(len(times) * rng.random())
+        if first == len(times):
+            return {e: h[:0] for e, h in histories.items()}
+        return {e: h[np.searchsorted(h[TIME_MS], times[first]) :] for e, h in histories.items()}
     return histories
 
 

@@ -57,9 +57,8 @@ def fit_features(log: RequestLog, train: NDArray[np.int64], kept: NDArray[np.boo
     sample = train[:: max(1, len(train) // AFFINITY_SAMPLE)]
     items_of = [log.item_index[log.shown(int(r))] for r in sample]
     rows = (encoder.encode_items(log.item_keys[i], log.items[i]).rows for i in items_of)
-    return fit_affinity_moments(
-        encoder, [encoder.encode_affinities(own, log.histories(int(r))) for own, r in zip(rows, sample, strict=True)]
-    )
+    records = (encoder.affinity_record(log.histories(int(r))) for r in sample)
+    return fit_affinity_moments(encoder, map(encoder.encode_affinities, rows, records))
 
 
 def _rates(log: RequestLog, train: NDArray[np.int64]) -> dict[str, RateTable]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.affinity import AffinityRecord
 from model.artifact import Artifact
 from model.features import gather
 from model.records import Records, feature_dtype
@@ -79,6 +80,10 @@ class HostFeatures:
             rows[f"{name}_length"] = history.lengths
         return {spec.name: rows[spec.name] for spec in self.encode_signature.inputs}
 
+    def affinity_record(self, histories: Mapping[str, Records]) -> AffinityRecord:
+        """What affinities need of the histories that a user's state is made of; belongs to that state."""
+        return self.encoder.affinity_record(histories)
+
     def encode_items(self, keys: NDArray[np.int64], records: Records) -> ItemRows:
         """Rows of items [C], a function of key and record alone."""
         encoded = self.encoder.encode_items(keys, records)
@@ -92,14 +97,14 @@ class HostFeatures:
         return items
 
     def score_inputs(
-        self, items: ItemRows, context: Records, request_ms: int, newest_ms: int | None, histories: Mapping[str, Records]
+        self, items: ItemRows, context: Records, request_ms: int, newest_ms: int | None, record: AffinityRecord
     ) -> ScoreInputs:
-        """`score_candidates` tensors of one request, without its state; `histories` are read for affinities alone."""
+        """`score_candidates` tensors of one request, without its state; `newest_ms` and `record` of the histories behind it."""
         newest = np.array([-1 if newest_ms is None else newest_ms], np.int64)
         tensors = {name: items[name] for name in self._item_inputs}
         affinities = []
         if self._has_affinities:
-            affinities.append(self.encoder.encode_affinities(items[TABLE_ROWS], histories))
+            affinities.append(self.encoder.encode_affinities(items[TABLE_ROWS], record))
             tensors["item_dense"] = np.concatenate([items["item_dense"], affinities[0].items], axis=1)
         contexts = self.encoder.encode_context(context, np.array([request_ms], np.int64), newest, affinities)
         shared = {"context_rows": gather(self.layout.context, contexts.rows, self.tables), "context_dense": contexts.dense}

@@ -278,7 +278,7 @@ class Ranker:
             encode_queue_s = 0.0 if cached else min(state.queue_s, time.monotonic() - asked)
             scored = self._prior_best(request, way.keep) if way.keep else None
             kept = items if scored is None else items[scored]
-            inputs = self._host.score_inputs(kept, request.context, request.received_ms, state.newest_ms, view.histories)
+            inputs = self._host.score_inputs(kept, request.context, request.received_ms, state.newest_ms, state.affinities)
             unknown = inputs.unknown_items
             reservation.release()
             job = self._scheduler.score_job(inputs, dict(state.tensors), len(kept), urgency, state.flops_per_candidate)
@@ -399,6 +399,7 @@ class Ranker:
         for feature, count in missing_values(user).items():
             self._observer.missing_feature("user", feature, count)
         inputs = self._host.user_inputs(user, user_key, view.histories, view.newest_ms, steps)
+        affinities = self._host.affinity_record(view.histories)
         useful = self._flops.encode(lengths).total
         job = self._scheduler.encode_job(inputs, level, useful, urgency, background=background)
         landed: asyncio.Future[UserState] = asyncio.get_running_loop().create_future()
@@ -416,6 +417,7 @@ class Ranker:
                 landed.set_result(
                     UserState(
                         tensors,
+                        affinities,
                         view.newest_ms,
                         length,
                         *times,

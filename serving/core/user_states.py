@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import xxhash
 from numpy.typing import NDArray
 
+from model.affinity import AffinityRecord
 from model.records import Records
 from serving.core.scheduler import Urgency
 
@@ -38,14 +39,16 @@ class StateKey(NamedTuple):
 
 @dataclass(frozen=True)
 class UserState:
-    """The state tensors [1, …] by name, and what the reply says of the history they were made from.
+    """The state tensors [1, …] by name, and what scoring and the reply need of the histories they were made from.
 
+    `affinities`: of those histories, whatever the store says by now, so that a graph never sees two histories of one user.
     `queue_s`, `encode_s`: what making it took. `history_version`: of the histories it was made from.
     `is_degraded`: made without the store or from a part of the histories, so nothing may fall back on it.
     `flops_per_candidate`: useful work of scoring one candidate with it, on the real events behind it; None: that of the caps.
     """
 
     tensors: Mapping[str, NDArray[Any]]
+    affinities: AffinityRecord
     newest_ms: int | None
     history_length: int
     queue_s: float = 0.0
@@ -190,4 +193,4 @@ class Flights:
 
 
 def _bytes(state: UserState) -> int:
-    return ENTRY_OVERHEAD_BYTES + sum(tensor.nbytes for tensor in state.tensors.values())
+    return ENTRY_OVERHEAD_BYTES + state.affinities.nbytes + sum(tensor.nbytes for tensor in state.tensors.values())

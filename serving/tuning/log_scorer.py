@@ -44,7 +44,8 @@ class LogScorer:
         state = self.session.run(ENCODE_USER, stack_users([inputs], 1))
         items = log.item_index[log.shown(request)]
         rows = host.encode_items(log.item_keys[items], log.items[items])
-        scored = host.score_inputs(rows, log.contexts[request : request + 1], int(log.time_ms[request]), newest, histories)
+        context, record = log.contexts[request : request + 1], host.affinity_record(histories)
+        scored = host.score_inputs(rows, context, int(log.time_ms[request]), newest, record)
         shape = self.shapes.score_shape(1, len(items))
         stacked = stack_requests([state], [scored.context], [scored.items], 1, shape.candidates)
         return self.session.run(SCORE_CANDIDATES, stacked)[PROBABILITIES][: len(items)]

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import model.affinity
-from model.affinity import RateTable, ValueSpace, overlaps, rate_table, record_of, succeeded
+from model.affinity import RateTable, ValueSpace, overlaps, rate_table, record_of, succeeded, value_sums
 from model.config import ConfigError, parse_yaml
 from model.data.canonical import LogFile, write_log
 from model.data.request_log import load_request_log
@@ -30,7 +30,7 @@ item_features:
   - &year {name: year, kind: numeric, buckets: {quantiles: 3, width: 2}}
   - {name: length, kind: numeric}
 events:
-  - {name: click, cap: 8}
+  - {name: click, cap: 16}
   - {name: impression, cap: 16, attributes: [*year, *genres, *director]}
 affinities: [{name: taste, event: impression, outcome: click, by: [item, director, genres, year]}]
 tasks: [{name: click}]
@@ -67,11 +67,10 @@ def test_residuals_are_beyond_what_item_and_user_explain() -> None:
     assert nobody.request.tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("slots", [model.affinity.SLOTS, 4])
 @pytest.mark.parametrize("events", [0, 1, 37])
-def test_sums_over_values_equal_sums_over_pairs(dense: bool, events: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not dense:
-        monkeypatch.setattr(model.affinity, "DENSE_SIZE", 0)
+def test_sums_over_values_equal_sums_over_pairs(slots: int, events: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.affinity, "SLOTS", slots)  # four: values contend for places
     rng = np.random.default_rng(events)
     rows = rng.integers(-1, 6, (events, 1 + 4))
     ours = rng.integers(-1, 6, (9, 2 + 1))
@@ -82,7 +81,7 @@ def test_sums_over_values_equal_sums_over_pairs(dense: bool, events: int, monkey
             row[1:][np.isin(row[1:], row[0])] = -1
             for at in range(1, len(row)):
                 row[at] = -1 if row[at] in row[:at] else row[at]
-    found = overlaps(space, ours.astype(np.int32), rows.astype(np.int32), residuals)
+    found = overlaps(space, ours.astype(np.int32), value_sums(space, rows.astype(np.int32), residuals))
     for feature, (mine, theirs) in enumerate([(ours[:, :2], rows[:, :1]), (ours[:, 2:], rows[:, 1:])]):
         for candidate in range(len(ours)):
             values = {v for v in mine[candidate] if v > 0}
@@ -116,11 +115,44 @@ def test_rates_are_smoothed_towards_the_base_rate_and_unknown_labels_do_not_coun
             "no attribute 'director' of kind categorical",
         ),
         ("by: [item, director", "by: [item, item, director", "by: declared twice: item"),
+        (
+            "{name: click, cap: 16}",
+            "{name: click, cap: 8}",
+            "taste: outcome 'click' has cap 8, expected at least the 16 of 'impression': .* Raise events.click.cap or lower",
+        ),
+        (
+            "{name: click, cap: 16}",
+            "{name: click, cap: 16, min_fold_interval_s: 2}",
+            "taste: outcome 'click' has min_fold_interval_s 2, expected 0 or a divisor of the 0 of 'impression'",
+        ),
     ],
 )
 def test_mistakes_are_named(old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_yaml(Schema, SCHEMA.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("click", "impression", "is_right"), [(0, 0, 1), (0, 9, 1), (5, 10, 1), (9, 9, 1), (9, 10, 0), (10, 5, 0)]
+)
+def test_outcomes_are_folded_in_no_later_than_their_events(click: float, impression: float, is_right: bool) -> None:
+    text = SCHEMA.replace("cap: 16}", f"cap: 16, min_fold_interval_s: {click}}}")
+    text = text.replace("cap: 16, attributes", f"cap: 16, min_fold_interval_s: {impression}, attributes")
+    if is_right:
+        parse_yaml(Schema, text)
+    else:
+        with pytest.raises(ConfigError, match=r"Lower events\.click\.min_fold_interval_s"):
+            parse_yaml(Schema, text)
+
+
+def test_a_lookup_finds_every_value_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    for slots in (4, 1 << 16):
+        monkeypatch.setattr(model.affinity, "SLOTS", slots)
+        values = np.unique(np.append(rng.choice(1 << 20, 60), 0))
+        wanted = np.concatenate([values, rng.integers(0, 1 << 20, 300)])[:, None]
+        found = model.affinity._places(values, wanted)
+        assert np.array_equal(found, np.where(np.isin(wanted, values), np.searchsorted(values, wanted), 0))
 
 
 def test_schemas_without_affinities_keep_their_digest_and_others_have_their_own() -> None:

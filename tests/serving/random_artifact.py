@@ -40,9 +40,9 @@ item_features:
   - {name: popularity, kind: numeric, log1p: true}
 request_columns: [bid]
 events:
-  - {name: click, cap: 32, attributes: [{name: dwell, kind: numeric}]}
+  - {name: click, cap: 64, attributes: [{name: dwell, kind: numeric}]}
   - name: impression
-    cap: 64
+    cap: 32
     attributes:
       - {name: where, kind: categorical, table: surface}
       - {name: genres, kind: multi, id_type: int64, table: genre, max_values: 4}
@@ -120,7 +120,7 @@ def random_inputs(signature: GraphSignature, sizes: dict[str, int], rng: np.rand
 def golden_batch(model: KunlunRanker, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Random inputs and the twin's outputs of both graphs."""
     encode, score = model.encode_user, model.score_candidates
-    first = random_inputs(encode.signature, {"U": 5, "T_click": 32, "T_impression": 64}, rng)
+    first = random_inputs(encode.signature, {"U": 5, "T_click": 64, "T_impression": 32}, rng)
     states = encode(*(torch.from_numpy(first[s.name]) for s in encode.signature.inputs))
     second = random_inputs(score.signature, {"R": 5, "C": 40}, rng)
     second |= {spec.name: state.numpy() for spec, state in zip(encode.signature.outputs, states, strict=True)}

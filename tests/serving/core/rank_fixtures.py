@@ -151,6 +151,14 @@ def click(schema: Schema, user: str, item: int, event_id: str, *, time_ms: int |
     return UserEvent(event_id, user, "click", record)
 
 
+def impression(schema: Schema, user: str, item: int, event_id: str, *, time_ms: int) -> UserEvent:
+    """That `item`, of a genre of its own number, was shown to `user`."""
+    record = missing_records(event_dtype(schema.event("impression")), 1)
+    record[ITEM], record[TIME_MS] = item, time_ms
+    record["genres"][:, 0] = 1 + (item - 1) % 20
+    return UserEvent(event_id, user, "impression", record)
+
+
 def by_candidate(result: RankResult) -> np.ndarray:
     """Probabilities in the request's order [C, tasks] (of a reply without top_k)."""
     out = np.empty_like(result.probabilities)

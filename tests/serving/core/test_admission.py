@@ -43,7 +43,7 @@ def waiting(artifact: Artifact) -> ScoreInputs:
     context = missing_records(feature_dtype(artifact.schema.context), 1)
     items = host.encode_items(np.ones(1, np.int64), records)
     nothing = {e.name: missing_records(event_dtype(e), 0) for e in artifact.schema.events}
-    return host.score_inputs(items, context, 0, None, nothing)
+    return host.score_inputs(items, context, 0, None, host.affinity_record(nothing))
 
 
 def test_idle_server_admits_what_the_device_could_make(scheduler: Scheduler) -> None:

@@ -121,8 +121,9 @@ def test_affinities_are_those_of_the_encoder_and_of_the_histories_given(host: Ho
     histories["click"] = histories["click"][1:2]
     histories["impression"]["genres"][:, 0] = 2
     items = host.encode_items(keys, records)
-    inputs = host.score_inputs(items, context, 30, 20, histories)
-    expected = host.encoder.encode_affinities(host.encoder.encode_items(keys, records).rows, histories)
+    record = host.affinity_record(histories)
+    inputs = host.score_inputs(items, context, 30, 20, record)
+    expected = host.encoder.encode_affinities(host.encoder.encode_items(keys, records).rows, record)
     dense = host.layout.item.dense
     assert dense[-4:] == ("liking_item_taste", "liking_item_familiarity", "liking_genres_taste", "liking_genres_familiarity")
     assert np.array_equal(inputs.items["item_dense"][:, -4:], expected.items)
@@ -137,7 +138,7 @@ def test_engines_are_given_dense_tensors(host: HostFeatures) -> None:
     keys, context = np.arange(8), missing_records(feature_dtype(host.schema.context), 1)
     items = host.encode_items(keys, missing_records(feature_dtype(host.schema.item_features), 8))
     nothing = {e.name: missing_records(event_dtype(e), 0) for e in host.schema.events}
-    inputs = host.score_inputs(items, context, 0, None, nothing)
+    inputs = host.score_inputs(items, context, 0, None, host.affinity_record(nothing))
     assert inputs.unknown_items == 1, "item 0"
     for candidates in (8, 16):
         batch = stack_requests([{}], [inputs.context], [inputs.items], 1, candidates)

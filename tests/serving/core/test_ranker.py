@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rank_fixtures import Recorder, by_candidate, click, request
+from rank_fixtures import Recorder, by_candidate, click, impression, request
 from store_fixtures import until
 
 from model.artifact import Artifact
-from model.history import newest_event_ms
-from model.records import feature_dtype, missing_records
+from model.history import newest_event_ms, visible_history
+from model.records import Records, event_dtype, feature_dtype, missing_records
 from model.signature import PROBABILITIES, SCORE_CANDIDATES
+from serving.core.degradation import Costs, Ladder, Way
 from serving.core.errors import DeadlineExpired, Overloaded, StoreUnavailable, Unready
+from serving.core.frontier import default_frontier
 from serving.core.options import CoreOptions
 from serving.core.ranker import Ranker
 from serving.core.types import Overrides, Priority, RecordedEvents, Rung, UserEvent
@@ -141,7 +143,8 @@ def test_scores_are_those_of_the_engine_run_directly(play: Any) -> None:
         )
         session = world.engine.open_session()
         states = session.run("encode_user", rows)
-        items = host.score_inputs(host.encode_items(ALL, inputs.items), sent.context, sent.received_ms, 1_000, histories)
+        record, rows = host.affinity_record(histories), host.encode_items(ALL, inputs.items)
+        items = host.score_inputs(rows, sent.context, sent.received_ms, 1_000, record)
         index = {"request_index": np.zeros(len(ALL), np.int64)}
         direct = session.run(SCORE_CANDIDATES, {**states, **items.context, **items.items, **index})
         assert np.array_equal(got, direct[PROBABILITIES])
@@ -352,6 +355,96 @@ def test_version_that_is_not_visible_yet_is_flagged(play: Any) -> None:
         assert result.rung is Rung.STALE_STATE
         assert "is not visible yet" in result.rung_reason
         assert recorder.counts["read ok"] > 1
+
+    play(scenario)
+
+
+class Watched:
+    """The real engine; keeps what the last scoring was given."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.name, self.precision, self.device_peak_flops = engine.name, engine.precision, engine.device_peak_flops
+        self.scored: dict[str, NDArray[Any]] = {}
+        self.armed = False
+
+    def open_session(self) -> Session:
+        session, outer = self._engine.open_session(), self
+
+        class WatchedSession:
+            def prepare(self, graph: str, inputs: Tensors) -> None:
+                session.prepare(graph, inputs)
+
+            def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
+                if outer.armed and graph == SCORE_CANDIDATES:
+                    outer.scored = {name: np.array(tensor) for name, tensor in inputs.items()}
+                return session.run(graph, inputs)
+
+        return WatchedSession()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class Always(Ladder):
+    """Answers in one way, whatever the pressure."""
+
+    def __init__(self, way: Way) -> None:
+        super().__init__(default_frontier(), 0.5, 1.0)
+        self._way = way
+
+    def choose(self, costs: Costs, wait_s: float, budget_s: float, weight: float = 1.0) -> Way:
+        return self._way
+
+
+def test_affinities_are_those_of_the_histories_that_the_state_was_made_of(play: Any) -> None:
+    async def scenario(world: World) -> None:
+        schema, encoder, engine = world.schema, world.artifact.encoder, Watched(world.engine)
+        options = OPTIONS.model_copy(update={"encode_on_write": False, "store_timeout_s": 0.3, "store_retry_s": 60.0})
+        ranker, _ = await world.ranker(options, engine=engine)
+        await warmed(ranker)
+        engine.armed = True
+        now = 1_800_000_000_000
+        nothing = {e.name: missing_records(event_dtype(e), 0) for e in schema.events}
+
+        async def visit(films: range) -> None:
+            shown = [impression(schema, "ann", n, f"i{n}", time_ms=now - 9_000_000 + n * 1_000) for n in films]
+            clicks = [click(schema, "ann", n, f"c{n}", time_ms=now - 9_000_000 + n * 1_000 + 500) for n in films[::3]]
+            await ranker.record_events([*shown, *clicks])
+
+        async def visible() -> dict[str, Records]:
+            stored = (await world.store.read_rank_inputs("ann", ALL, 5.0)).histories
+            return {e.name: visible_history(stored[e.name], e, now) for e in schema.events}
+
+        async def served() -> tuple[Rung, bytes]:
+            result = await ranker.rank(request(schema, "ann", ALL, budget_s=5.0, now_ms=now))
+            items = engine.scored["item_dense"][: len(ALL), -len(encoder.layout.item.affinities) :]
+            context = engine.scored["context_dense"][0, -len(encoder.layout.context.affinities) :]
+            return result.rung, items.tobytes() + context.tobytes()
+
+        stored = (await world.store.read_rank_inputs("ann", ALL, 5.0)).items
+
+        def offline(histories: dict[str, Records]) -> bytes:
+            rows = encoder.encode_items(ALL, stored).rows
+            found = encoder.encode_affinities(rows, encoder.affinity_record(histories))
+            return found.items.tobytes() + found.context.tobytes()
+
+        await visit(range(1, 13))
+        before = await visible()
+        assert await served() == (Rung.FULL, offline(before))
+        await visit(range(13, 31))
+        after = await visible()
+        short = {event: history[-8:] for event, history in after.items()}
+        assert [len(after[e.name]) for e in schema.events] == [10, 30]
+        assert len({offline(h) for h in (before, after, short, nothing)}) == 4
+        ladder = ranker._ladder
+        ranker._ladder = Always(Way(0.0, 0.1, Rung.STALE_STATE, stale=True))
+        assert await served() == (Rung.STALE_STATE, offline(before))
+        ranker._ladder = Always(Way(0.0, 0.1, Rung.SHORT_HISTORY, history_share=0.125))
+        assert await served() == (Rung.SHORT_HISTORY, offline(short))
+        ranker._ladder = ladder
+        world.store.server.close()
+        assert await served() == (Rung.STALE_STATE, offline(before))
 
     play(scenario)
 

@@ -32,9 +32,9 @@ def test_powers_of_two_end_at_the_limit() -> None:
 def test_one_level_for_all_event_types() -> None:
     shapes = ShapeBuckets(parse_yaml(Schema, SCHEMA), CoreOptions())
     assert shapes.levels[0] == {"click": 8, "impression": 8}
-    assert shapes.levels[-1] == {"click": 32, "impression": 64}
+    assert shapes.levels[-1] == {"click": 64, "impression": 32}
     assert shapes.level({"click": 0, "impression": 0}) == 0
-    assert shapes.level({"click": 0, "impression": 33}) == len(shapes.levels) - 2
-    assert shapes.level({"click": 0, "impression": 49}) == len(shapes.levels) - 1
+    assert shapes.level({"click": 33, "impression": 0}) == len(shapes.levels) - 2
+    assert shapes.level({"click": 49, "impression": 0}) == len(shapes.levels) - 1
     with pytest.raises(ValueError, match="history lengths: expected at most"):
-        shapes.level({"click": 33, "impression": 0})
+        shapes.level({"click": 0, "impression": 33})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from model.affinity import AffinityRecord, ValueSums
 from serving.core.scheduler import Urgency
 from serving.core.user_states import ENTRY_OVERHEAD_BYTES, Flight, Flights, StateKey, UserState, UserStateCache, state_key
 
@@ -15,7 +17,7 @@ HISTORY = {"click": np.zeros(3, dtype=[("item", "<i8")]), "view": np.zeros(0, dt
 
 
 def state(value: float = 0.0) -> UserState:
-    return UserState({"state_0": np.full((1, 4, 8), value, np.float32)}, None, 0)
+    return UserState({"state_0": np.full((1, 4, 8), value, np.float32)}, AffinityRecord.nothing(), None, 0)
 
 
 ENTRY = ENTRY_OVERHEAD_BYTES + 4 * 8 * 4
@@ -43,6 +45,16 @@ def test_cache_is_bounded_in_bytes_and_drops_the_least_recently_used() -> None:
     assert cache.get(c) is not None
     assert cache.bytes == 2 * ENTRY
     assert cache.newest_of("b") is None
+
+
+def test_what_affinities_need_counts_among_the_bytes() -> None:
+    sums = ValueSums(np.arange(5, dtype=np.int32), np.zeros(5), np.zeros(5))
+    affinities = AffinityRecord(np.zeros(2, np.float32), (sums, sums))
+    cache = UserStateCache(100 * ENTRY)
+    cache.put(StateKey("u", 0), replace(state(), affinities=affinities))
+    assert cache.bytes == ENTRY + 2 * 4 + 2 * 5 * (4 + 8 + 8)
+    cache.forget("u")
+    assert cache.bytes == 0
 
 
 def test_a_user_keeps_two_states_and_the_newest_is_found() -> None:

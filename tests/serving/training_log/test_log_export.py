@@ -135,7 +135,7 @@ def test_what_was_served_is_the_log_it_came_from(
 
     async def scenario() -> None:
         log = write_world(tmp_path / "log", schema, rng)
-        assert any(len(log.histories(n)["click"]) == 32 for n in range(len(log))), "caps are reached"
+        assert any(len(log.histories(n)["click"]) == schema.event("click").cap for n in range(len(log))), "caps are reached"
         events = pq.read_table(tmp_path / "log/events.parquet").sort_by("arrival_ms")
         arrival, stored = events["arrival_ms"].to_numpy(), 0
         store = await open_store(EMBEDDED, schema)
