@@ -22,8 +22,9 @@ from model.data.request_log import RequestLog, load_request_log
 from model.features import FeatureStats
 from model.training.config import TrainConfig, parse_config, split_of
 from model.training.fit_features import fit_features
+from model.training.progress import Since
 from model.training.run import TrainingRun
-from model.training.trainer import Since, Trainer
+from model.training.trainer import Trainer
 
 WARM_UP_STEPS = 3
 """Left out: kernels are loaded, memory is allocated."""

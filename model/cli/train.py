@@ -12,7 +12,7 @@ from model.cli.log_flags import add_log_flags, open_log
 from model.config import ConfigError
 
 if TYPE_CHECKING:
-    from model.training.trainer import Progress
+    from model.training.progress import Progress
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from model.cli.train import step_note
 from model.config import ConfigError, read_yaml
 
 if TYPE_CHECKING:
-    from model.training.trainer import Progress
+    from model.training.progress import Progress
     from model.training.tuning import Row
 
 

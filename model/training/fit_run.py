@@ -23,8 +23,9 @@ from model.training.config import TrainConfig, split_of
 from model.training.finish import Selection
 from model.training.fit_features import fit_features
 from model.training.negative_sampling import sample_negatives
+from model.training.progress import Progress
 from model.training.run import SELECTION, TrainingRun, has_checkpoint
-from model.training.trainer import Progress, Trainer
+from model.training.trainer import Trainer
 from model.training.warm_start import WarmStart
 
 

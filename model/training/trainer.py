@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,11 +23,9 @@ from torch import Tensor
 from model.config import ConfigError
 from model.data.request_log import RequestLog
 from model.flops import flop_model
-from model.metrics.normalized_entropy import NEState
 from model.training.alarms import TrainingDiverged, describe_step
 from model.training.averaging import weight_average
 from model.training.batches import Batch, BatchMaker
-from model.training.calibration import calibrated, fit_platt
 from model.training.config import OnNaN
 from model.training.device import Compute
 from model.training.finish import Parts, Selection, calibrate, write_references
@@ -39,23 +37,14 @@ from model.training.peak import peak_flops
 from model.training.plan import BatchPlan, evaluations
 from model.training.predict import labels_and_weights, predict_logits
 from model.training.prefetch import prefetched
+from model.training.progress import Progress, Since
 from model.training.run import BEST, CHECKPOINT, TrainingRun, write_json
 from model.training.running_statistics import RunningStatistics
 from model.training.throughput import BatchFlops, Work
+from model.training.validation import mean_ne
 
 CHECKPOINT_EVERY_S = 30.0
 METRICS_EVERY_S = 10.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the loop reports after every step. `figures` are those of the last seconds (`model.training.throughput`)."""
-
-    epoch: int
-    step: int
-    total_steps: int
-    loss: float
-    figures: dict[str, Any]
 
 
 class Trainer:
@@ -217,7 +206,7 @@ class Trainer:
         with self._averaged():
             logits = predict_logits(self.model, self.maker, self.parts.held_out, calibrated=False)
             labels, weights = labels_and_weights(self.maker, self.parts.held_out)
-            ne = _mean_ne(logits, labels, weights, self.sample.shares)
+            ne = mean_ne(logits, labels, weights, self.sample.shares)
             line = self._line(epoch) | {"validation_ne": ne}
             self._write_metrics(line)
             if self.state["best_ne"] is None or ne < self.state["best_ne"]:
@@ -283,39 +272,3 @@ class Trainer:
         }
         write_json(self.run.path / "result.json", result)
         return result
-
-
-@dataclass
-class Since:
-    """Steps since the last line of ``metrics.jsonl``."""
-
-    began: float = field(default_factory=time.monotonic)
-    work: Work = field(default_factory=Work)
-    losses: list[float] = field(default_factory=list)
-
-    def add(self, work: Work, loss: float) -> None:
-        self.work += work
-        self.losses.append(loss)
-
-
-def _mean_ne(
-    logits: NDArray[np.float32],
-    labels: NDArray[np.float32],
-    weights: NDArray[np.float64],
-    negative_rates: NDArray[np.float64],
-) -> float:
-    """Mean NE over tasks after a Platt fit on the same data, so that the choice of the best step is not one of offsets.
-
-    Logits and labels [C, tasks], weights [C] of the full distribution, share of each task's negatives trained on [tasks].
-    Tasks whose labels are all equal have no NE and are left out; if no task has one, the mean log-loss stands in.
-    """
-    figures, losses = [], []
-    for task in range(labels.shape[1]):
-        known = ~np.isnan(labels[:, task])
-        x, y, w = logits[known, task], labels[known, task], weights[known]
-        c = fit_platt(x, y, w, negative_rate=float(negative_rates[task]))
-        state = NEState.of(calibrated(x, c), y, w)
-        figures.append(state.normalized_entropy)
-        losses.append(state.log_loss)
-    defined = [f for f in figures if math.isfinite(f)] or [f for f in losses if math.isfinite(f)]
-    return float(np.mean(defined)) if defined else 0.0

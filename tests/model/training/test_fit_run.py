@@ -156,7 +156,7 @@ def test_metrics_hold_every_evaluation_once_after_a_kill(
 
 def test_patience_ends_a_run_that_no_longer_improves(log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.9, 0.8, 0.85, 0.81, 0.7])
-    monkeypatch.setattr("model.training.trainer._mean_ne", lambda *_: next(figures))
+    monkeypatch.setattr("model.training.trainer.mean_ne", lambda *_: next(figures))
     config = CONFIG.model_copy(update={"epochs": 5, "patience": 2})
     result = fit_run(config, log, tmp_path / "run")
     assert result["stopped"] == "patience"

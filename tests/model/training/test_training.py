@@ -28,7 +28,8 @@ from model.training.fit_features import fit_features
 from model.training.forward import PositionBias, masked_bce
 from model.training.rowwise_adagrad import RowWiseAdagrad
 from model.training.run import CHECKPOINT, TrainingRun
-from model.training.trainer import Trainer, _mean_ne
+from model.training.trainer import Trainer
+from model.training.validation import mean_ne
 
 CONFIG = TrainConfig(
     model="tiny", epochs=2, batch_requests=40, threads=1, optimizer=OptimizerConfig(dense_lr=3e-3, warmup_steps=2)
@@ -211,8 +212,8 @@ def test_a_task_without_both_classes_does_not_decide_the_best_step() -> None:
     logits = np.array([[0.5, 1.0], [-0.5, 2.0], [0.1, 0.0]], dtype=np.float32)
     labels = np.array([[1, 0], [0, 0], [1, 0]], dtype=np.float32)
     weights, rates = np.ones(3), np.ones(2)
-    assert np.isfinite(_mean_ne(logits, labels, weights, rates))
-    assert np.isfinite(_mean_ne(logits[:, 1:], labels[:, 1:], weights, rates))
+    assert np.isfinite(mean_ne(logits, labels, weights, rates))
+    assert np.isfinite(mean_ne(logits[:, 1:], labels[:, 1:], weights, rates))
 
 
 def test_an_empty_validation_part_is_refused_before_training(log: RequestLog, tmp_path: Path) -> None:

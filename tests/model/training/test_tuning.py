@@ -104,7 +104,7 @@ def test_a_search_that_was_killed_tries_the_same_values_again(log: RequestLog, t
 
 def test_trials_worse_than_the_median_are_pruned(log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.8, 0.7] * 4 + [0.9, 0.1])
-    monkeypatch.setattr("model.training.trainer._mean_ne", lambda *_: next(figures))
+    monkeypatch.setattr("model.training.trainer.mean_ne", lambda *_: next(figures))
     search = a_search(tmp_path / "search", log)
     search.run(5, Observer(), lambda _: None)
     assert [row.state for row in search.rows()] == ["complete"] * 4 + ["pruned"]
