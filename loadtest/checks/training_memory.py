@@ -176,7 +176,7 @@ def _parent(arguments: argparse.Namespace, workdir: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.checks.training_memory", description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=1_500, help="requests of the synthetic log (default: 1500)")
-    parser.add_argument("--copies", type=int, default=60, help="how often it is repeated in time (default: 60)")
+    parser.add_argument("--copies", type=int, default=120, help="how often it is repeated in time (default: 120)")
     parser.add_argument("--cap-mb", type=int, default=128, help="private memory on top of a tiny run's (default: 128)")
     parser.add_argument("--seconds", type=float, default=15.0, help="seconds of training (default: 15)")
     parser.add_argument("--workdir", type=Path, help="keep everything here (default: a folder that is removed)")
