@@ -34,6 +34,11 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" if triton is None else bool(triton.knobs.runtime.interpret)
 
 
+def runs_kernels(x: Tensor) -> bool:
+    """Whether an operator of torch runs its Triton kernels on x rather than its plain form; the kernels have no float64."""
+    return x.element_size() <= 4 and (x.is_cuda or interpreting())
+
+
 def resolved(backend: Backend) -> Backend:
     """The backend to use: what `preferred` says in place of `auto`."""
     if backend not in get_args(Backend):

@@ -20,7 +20,9 @@ from kernels.pffn import op as _pffn
 from kernels.pffn.padded import pffn_padded
 from kernels.pffn.reference import check_pffn, pffn_jagged
 from kernels.seed_pooling import op as _seed_pooling
+from kernels.seed_pooling.reference import seed_pooling_jagged
 from kernels.window import op as _window
+from kernels.window.reference import window_attention_jagged
 
 __all__ = ["GDPAParams", "Jagged", "gdpa", "pffn", "seed_pooling", "window_attention"]
 
@@ -77,20 +79,34 @@ def pffn(
     return out
 
 
-def window_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int) -> Tensor:
+def window_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, *, backend: Backend = "auto") -> Tensor:
     """Softmax attention to |i − j| ≤ window of the same sample; q, k, v, result [sum_T, H, d_h], offsets int [B+1].
 
-    The padded form that is exported for CPU engines is `kernels.window.padded`.
+    The padded form that is exported for CPU engines is `kernels.window.padded`. Raises `ValueError` on what does not fit.
     """
+    if not use_triton(q, backend):
+        return window_attention_jagged(q, k, v, offsets, window)[0]
+    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    if resolved(backend) == "aot":
+        from kernels.aot import torch_backend
+
+        return torch_backend.window_attention(q, k, v, offsets, window)
     out: Tensor = _window.window_attention(q, k, v, offsets, window)[0]
     return out
 
 
-def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, backend: Backend = "auto") -> Tensor:
     """Softmax attention of shared seeds [n_seeds, H, d_h] to each sample's rows k, v [sum_T, H, d_h], offsets int [B+1].
 
-    Returns [B, n_seeds, H, d_h]; a sample without rows pools to 0.
+    Returns [B, n_seeds, H, d_h]; a sample without rows pools to 0. Raises `ValueError` on what does not fit.
     """
+    if not use_triton(k, backend):
+        return seed_pooling_jagged(seeds, k, v, offsets)[0]
+    seeds, k, v = _autocast(seeds), _autocast(k), _autocast(v)
+    if resolved(backend) == "aot":
+        from kernels.aot import torch_backend
+
+        return torch_backend.seed_pooling(seeds, k, v, offsets)
     out: Tensor = _seed_pooling.seed_pooling(seeds, k, v, offsets)[0]
     return out
 

@@ -9,12 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.backend import interpreting
+
 LOG2_E = 1.4426950408889634
-
-
-def interpreting() -> bool:
-    """Whether Triton runs its interpreter (`TRITON_INTERPRET=1`), whose bf16 products are wrong: operands are then cast."""
-    return bool(triton.knobs.runtime.interpret)
 
 
 def check_device(name: str, x: torch.Tensor) -> None:

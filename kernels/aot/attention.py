@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from kernels import variants as shipped
-from kernels.aot.variant import CONSTEXPR, Variant, Work
+from kernels.aot.variant import CONSTEXPR, Variant, Work, argument_names
 from kernels.seed_pooling.triton_forward import MANY
 from kernels.variants import Blocks, padded_width
 from kernels.window.triton_forward import NARROW
@@ -69,13 +69,12 @@ def variant(a: Attention, tile: Blocks) -> Variant:
         grid = ("p->samples", "p->heads", f"ceil_div(p->n_seeds, {tile.m})")
     constants: dict[str, Any] = {"H": a.heads, "D": a.head_width, "WIDTH": padded_width(a.head_width), "KEYS": tile.n}
     constants |= {"QUERIES" if window else "SEEDS": tile.m, "UPCAST": False}
-    module = f"kernels.{a.operator}.triton_forward"
-    order = WINDOW_ORDER if window else POOLING_ORDER
+    kernel = f"kernels.{a.operator}.triton_forward:{a.operator}_forward"
     return Variant(
         family=f"{a.operator}_forward",
         name=a.name,
-        kernel=f"{module}:{a.operator}_forward",
-        signature={name: kinds.get(name, CONSTEXPR) for name in order},
+        kernel=kernel,
+        signature={name: kinds.get(name, CONSTEXPR) for name in argument_names(kernel)},
         constants=constants,
         arguments=arguments,
         grid=grid,
@@ -86,17 +85,6 @@ def variant(a: Attention, tile: Blocks) -> Variant:
         num_stages=tile.stages,
         unit_rows=tile.m,
     )
-
-
-# The kernels' arguments in order; the compiler refuses a kernel whose own differ.
-WINDOW_ORDER = (
-    "q", "k", "v", "out", "lse", "offsets", "tiles", "units_per_sample", "window", "log2_scale",
-    "q_row", "q_head", "k_row", "k_head", "v_row", "v_head", "H", "D", "WIDTH", "QUERIES", "KEYS", "UPCAST",
-)  # fmt: skip
-POOLING_ORDER = (
-    "seeds", "k", "v", "out", "lse", "offsets", "order", "n_seeds", "log2_scale", "k_row", "k_head", "v_row", "v_head",
-    "H", "D", "WIDTH", "SEEDS", "KEYS", "UPCAST",
-)  # fmt: skip
 
 
 def _work(a: Attention, tile: Blocks) -> Work:

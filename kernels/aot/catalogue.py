@@ -7,7 +7,7 @@ from kernels.aot import tiles
 from kernels.aot.attention import BYTES, C_DTYPE, TRITON, Attention, attention
 from kernels.aot.attention import variant as attention_variant
 from kernels.aot.tiles import Shipped
-from kernels.aot.variant import CONSTEXPR, Variant, Work
+from kernels.aot.variant import CONSTEXPR, Variant, Work, argument_names
 from kernels.triton_activations import activation_codes
 from kernels.variants import Blocks
 
@@ -66,7 +66,7 @@ def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
     arguments = tensors | indices | scalars | counts
     kinds = dict.fromkeys(tensors, TRITON[v.dtype]) | dict.fromkeys(indices, INDEX)
     kinds |= dict.fromkeys(scalars, "fp32") | dict.fromkeys(counts, "i32")
-    order = _argument_names(kernel)
+    order = argument_names(kernel)
     constants |= dict.fromkeys(none)
     return Variant(
         family="gdpa_forward",
@@ -109,12 +109,3 @@ def gdpa_work(v: shipped.Variant, tile: Blocks) -> Work:
         tile_scores=tile.m * tile.n,
         special=2 if wide else 1,
     )
-
-
-def _argument_names(kernel: str) -> list[str]:
-    """The kernel's arguments in order."""
-    import importlib
-
-    module, name = kernel.split(":")
-    found: list[str] = getattr(importlib.import_module(module), name).arg_names
-    return found

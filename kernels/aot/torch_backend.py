@@ -1,4 +1,4 @@
-"""The launcher library under torch: GDPA and the PFFN block on CUDA tensors, for inference.
+"""The launcher library under torch: every operator of the dispatcher on CUDA tensors, for inference.
 
 The backend `"aot"` of the dispatcher. It launches on torch's current stream, so it works inside CUDA graphs; a variant is
 loaded at its first call on a device, which therefore must not happen during capture. No gradients: the library holds
@@ -16,11 +16,22 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from kernels.aot.library import ACTIVATIONS, DTYPES, GDPAParams, KernelError, KernelLibrary, Status
+from kernels.aot.library import (
+    ACTIVATIONS,
+    DTYPES,
+    GDPAParams,
+    KernelError,
+    KernelLibrary,
+    SeedPoolingParams,
+    Status,
+    WindowParams,
+)
 from kernels.gdpa import params as gdpa_params
 from kernels.gdpa.op import arguments, layout
 from kernels.gdpa.params import Jagged
-from kernels.tiles import work_list
+from kernels.seed_pooling.reference import check as check_seed_pooling
+from kernels.tiles import longest_first, tile_list, work_list
+from kernels.window.reference import check as check_window
 
 Result = TypeVar("Result")
 
@@ -97,7 +108,7 @@ def launch(call: GDPAParams, rows: int, jagged: Jagged) -> None:
     library().launch(call, stream)  # `units` may go: torch reuses its memory on this stream only after the launch
 
 
-def _prepared(call: GDPAParams, act: Callable[[], Result]) -> Result:
+def _prepared(call: GDPAParams | WindowParams | SeedPoolingParams, act: Callable[[], Result]) -> Result:
     """The result of `act`, after loading what it needs where that has not been done."""
     try:
         return act()
@@ -118,9 +129,91 @@ def pffn(q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged
     return _run(q, k, v, params, jagged, True, eps)
 
 
-def _run(q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, block: bool, eps: float) -> Tensor:
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+def window_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int) -> Tensor:
+    """Sliding-window attention of jagged rows; shapes as `kernels.window.reference.window_attention_jagged`."""
+    _refuse_gradients(q, k, v)
+    q, k, v, offsets = (*(_strided(x) for x in (q, k, v)), offsets.int().contiguous())
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    call = describe_window(q, k, v, out, offsets, window)
+    if out.numel():
+        with torch.cuda.device(q.device):
+            units = tile_list(offsets, len(q), _prepared(call, lambda: library().unit_rows(call)))
+            call.units, call.unit_count = units.data_ptr(), len(units)
+            library().launch(call, torch.cuda.current_stream().cuda_stream)
+    return out
+
+
+def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+    """Seed pooling of jagged rows; shapes as `kernels.seed_pooling.reference.seed_pooling_jagged`."""
+    _refuse_gradients(seeds, k, v)
+    seeds, k, v, offsets = seeds.contiguous(), _strided(k), _strided(v), offsets.int().contiguous()
+    out = torch.empty((len(offsets) - 1, *seeds.shape), dtype=k.dtype, device=k.device)
+    call = describe_seed_pooling(seeds, k, v, out, offsets)
+    if out.numel():
+        with torch.cuda.device(k.device):
+            order = longest_first(offsets)
+            call.order, stream = order.data_ptr(), torch.cuda.current_stream().cuda_stream
+            _prepared(call, lambda: library().launch(call, stream))
+    return out
+
+
+def describe_window(q: Tensor, k: Tensor, v: Tensor, out: Tensor, offsets: Tensor, window: int) -> WindowParams:
+    """The C struct of a call, without a work list; shapes as `window_attention`, offsets int32. Columns adjoin, rows and heads
+    may be strided. The tensors must outlive the launch."""
+    check_window(q, k, v, offsets, window)
+    return WindowParams(
+        dtype=_DTYPES[q.dtype],
+        q=q.data_ptr(),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        out=out.data_ptr(),
+        offsets=offsets.data_ptr(),
+        samples=len(offsets) - 1,
+        heads=q.shape[1],
+        head_width=q.shape[2],
+        window=min(window, len(q)),
+        **_strides(q=q, k=k, v=v),
+        scale=q.shape[2] ** -0.5,
+    )
+
+
+def describe_seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, out: Tensor, offsets: Tensor) -> SeedPoolingParams:
+    """The C struct of a call, without an order of samples; shapes as `seed_pooling`, else as `describe_window`."""
+    check_seed_pooling(seeds, k, v, offsets)
+    return SeedPoolingParams(
+        dtype=_DTYPES[k.dtype],
+        seeds=seeds.data_ptr(),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        out=out.data_ptr(),
+        offsets=offsets.data_ptr(),
+        samples=len(offsets) - 1,
+        n_seeds=len(seeds),
+        heads=seeds.shape[1],
+        head_width=seeds.shape[2],
+        **_strides(k=k, v=v),
+        scale=seeds.shape[2] ** -0.5,
+    )
+
+
+def _strides(**tensors: Tensor) -> dict[str, int]:
+    """Strides of rows and heads, by the names of the C structs."""
+    return {f"{name}_{of}": x.stride(axis) for name, x in tensors.items() for axis, of in enumerate(("row", "head"))}
+
+
+def _strided(x: Tensor) -> Tensor:
+    """x where it is, if the kernels can read it there: 16 elements at a time; else a copy."""
+    fits = x.stride(2) == 1 and all(x.stride(axis) > 0 and x.stride(axis) % 16 == 0 for axis in (0, 1))
+    return x if fits and x.data_ptr() % 16 == 0 else x.contiguous()
+
+
+def _refuse_gradients(*tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise ValueError("backend 'aot': expected tensors without gradients; it holds forward kernels alone, use 'triton'")
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged: Jagged, block: bool, eps: float) -> Tensor:
+    _refuse_gradients(q, k, v)
     q, k, v = (x.contiguous() for x in (q, k, v))
     jagged = layout(*arguments(params, jagged)[:8])  # index tensors as int32
     out = (torch.empty_like if jagged.q_lengths is None else torch.zeros_like)(q)

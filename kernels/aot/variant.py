@@ -91,5 +91,15 @@ class Variant:
         """The `triton.jit` function; raises `RuntimeError` in interpret mode, where nothing can be compiled."""
         if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
             raise RuntimeError("TRITON_INTERPRET is set: kernels are compiled in a process without it")
-        module, name = self.kernel.split(":")
-        return getattr(importlib.import_module(module), name)
+        return _function(self.kernel)
+
+
+def argument_names(kernel: str) -> list[str]:
+    """The arguments of `module:function` in order, also in interpret mode."""
+    found: list[str] = _function(kernel).arg_names
+    return found
+
+
+def _function(kernel: str) -> Any:
+    module, name = kernel.split(":")
+    return getattr(importlib.import_module(module), name)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.backend import interpreting
+from kernels.backend import runs_kernels
 from kernels.gdpa.params import GDPAParams, Jagged
 from kernels.gdpa.reference import gdpa_jagged, gdpa_jagged_backward, output_rows
 from kernels.gdpa.validate import check_jagged
@@ -46,7 +46,7 @@ def gdpa(
     """Act(s_in · Q Kᵀ) V · s_out over jagged rows; see `kernels.gdpa.reference`."""
     jagged = layout(q_offsets, q_lengths, k_offsets, kv_index, n_kv, window, shared_q, uniform_rows)
     params = GDPAParams(tuple(activation.split(",")), scale_in, scale_out)
-    if not q.is_cuda and not interpreting():
+    if not runs_kernels(q):
         return gdpa_jagged(q, k, v, params, jagged)
     from kernels.gdpa import launch
 
@@ -73,7 +73,7 @@ def gdpa_backward(
     """(dq, dk, dv) of `gdpa`."""
     jagged = layout(q_offsets, q_lengths, k_offsets, kv_index, n_kv, window, shared_q, uniform_rows)
     params = GDPAParams(tuple(activation.split(",")), scale_in, scale_out)
-    if not q.is_cuda and not interpreting():
+    if not runs_kernels(q):
         return gdpa_jagged_backward(dout, q, k, v, params, jagged)
     from kernels.gdpa import launch
 

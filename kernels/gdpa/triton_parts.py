@@ -17,11 +17,12 @@ from kernels.triton_index import load_index
 # Arguments on whose values or alignment no kernel is specialised, so that one compiled kernel serves every batch.
 SCALARS = ["units_per_sample", "units_per_block", "window", "queries", "samples", "groups"]
 LAYOUT = ["tiles", "q_offsets", "q_lengths", "k_offsets", "kv_index", "reader_offsets", "readers", "mean", "rstd", "rrms"]
+NO_HINT = tl.constexpr("")  # Triton 3.6 makes constants of numbers among the default values, not of strings
 
 
 @triton.jit
 def load_rows(base, rows, limit, head, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
-              EVICTION: tl.constexpr = ""):  # fmt: skip
+              EVICTION: tl.constexpr = NO_HINT):  # fmt: skip
     """rows [R] of one head as [R, BLOCK_D]; zero where row ≥ limit. `base` points at row 0 of the sample."""
     d = tl.arange(0, BLOCK_D)
     mask = rows[:, None] < limit
@@ -33,7 +34,7 @@ def load_rows(base, rows, limit, head, HEADS: tl.constexpr, HEAD_WIDTH: tl.const
 
 @triton.jit
 def store_rows(base, rows, limit, head, x, HEADS: tl.constexpr, HEAD_WIDTH: tl.constexpr, BLOCK_D: tl.constexpr,
-               EVICTION: tl.constexpr = ""):  # fmt: skip
+               EVICTION: tl.constexpr = NO_HINT):  # fmt: skip
     """Store x [R, BLOCK_D] as rows of one head, those below `limit`, in the element type of `base`."""
     d = tl.arange(0, BLOCK_D)
     mask = rows[:, None] < limit

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.backend import interpreting
+from kernels.backend import runs_kernels
 from kernels.gdpa.op import OPTIONS, layout
 from kernels.gdpa.params import GDPAParams
 from kernels.pffn.reference import check_pffn, pffn_jagged, pffn_jagged_backward
@@ -26,7 +26,7 @@ def pffn(
     """
     jagged = layout(q_offsets, q_lengths, k_offsets, kv_index, n_kv, window, shared_q, uniform_rows)
     params = GDPAParams(tuple(activation.split(",")), scale_in, scale_out)
-    if not q.is_cuda and not interpreting():
+    if not runs_kernels(q):
         rows = torch.zeros((3, len(q) if statistics else 0), device=q.device)
         return pffn_jagged(q, k, v, params, jagged, eps), rows
     from kernels.pffn import launch
@@ -56,7 +56,7 @@ def pffn_backward(
     """(dq, dk, dv) of `pffn` from its inputs, its output and the row statistics."""
     jagged = layout(q_offsets, q_lengths, k_offsets, kv_index, n_kv, window, shared_q, uniform_rows)
     params = GDPAParams(tuple(activation.split(",")), scale_in, scale_out)
-    if not q.is_cuda and not interpreting():
+    if not runs_kernels(q):
         return pffn_jagged_backward(dout, q, k, v, params, jagged, eps)
     from kernels.pffn import launch
 

@@ -12,9 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.online_softmax import LOG2_E, interpreting, load_rows, product
+from kernels.backend import interpreting
+from kernels.online_softmax import LOG2_E, load_rows, product
 from kernels.tiles import longest_first, tile_list
 from kernels.tiling import Tiling
+from kernels.variants import padded_width
 
 FEW = Tiling(queries=32, keys=64, warps=4, stages=2)
 MANY = Tiling(queries=64, keys=64, warps=4, stages=2)
@@ -106,7 +108,7 @@ def backward(
     delta = (d_out.float() * out.float()).sum(-1)  # [B, n_seeds, H]
     scales = n_seeds, width**-0.5, width**-0.5 * LOG2_E
     constants = {
-        "H": heads, "D": width, "WIDTH": max(16, triton.next_power_of_2(width)), "SEEDS": tiling.queries,
+        "H": heads, "D": width, "WIDTH": padded_width(width), "SEEDS": tiling.queries,
         "KEYS": tiling.keys, "UPCAST": interpreting() and k.dtype == torch.bfloat16,
         "num_warps": tiling.warps, "num_stages": tiling.stages,
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """`kunlun::window_attention`: jagged sliding-window attention as an operator of torch.
 
-CPU tensors run the plain form, CUDA tensors the Triton kernels (`kernels.devices`); fake kernels and autograd make it
-usable under `torch.compile` and `torch.export`. Importing this module registers the operator; Triton is imported when needed.
+CPU tensors run the plain form, CUDA tensors the Triton kernels (`kernels.backend.runs_kernels`). Fake kernels and autograd make
+it usable under `torch.compile` and `torch.export`. Importing this module registers the operator; Triton comes when needed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.devices import runs_kernels
+from kernels.backend import runs_kernels
 from kernels.window.reference import check, window_attention_jagged, window_attention_jagged_backward
 
 

@@ -22,4 +22,4 @@ def rows(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
 
 def relative_error(got: Tensor, want: Tensor) -> float:
     """‖got − want‖ / ‖want‖; NaN and infinities in `got` never pass."""
-    return float((got.double() - want).norm() / want.norm()) if torch.isfinite(got).all() else float("inf")
+    return float((got.detach().double() - want).norm() / want.norm()) if torch.isfinite(got).all() else float("inf")

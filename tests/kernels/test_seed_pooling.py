@@ -88,7 +88,16 @@ def test_the_operator_keeps_torchs_rules_and_has_true_gradients() -> None:
     *given, offsets = batch(torch.float64, [4, 0, 2], seeds=3, width=4)
     leaves: list[Tensor] = [x.requires_grad_() for x in given]
     torch.library.opcheck(torch.ops.kunlun.seed_pooling.default, (*leaves, offsets))
-    assert torch.autograd.gradcheck(lambda *x: seed_pooling(*x, offsets), leaves)
+    assert torch.autograd.gradcheck(lambda *x: torch.ops.kunlun.seed_pooling(*x, offsets)[0], leaves)
+
+
+def test_backends_agree_through_the_dispatcher() -> None:
+    leaves = [x.requires_grad_() for x in batch(torch.float32, [5, 0, 17])[:3]]
+    got, want = (seed_pooling(*leaves, offsets_of([5, 0, 17]), backend=b) for b in ("triton", "reference"))
+    assert relative_error(got, want.detach().double()) <= BOUND[torch.float32]
+    d_out = rows(*got.shape, dtype=torch.float32, seed=4)
+    for x, y in zip(*(torch.autograd.grad(out, leaves, d_out) for out in (got, want)), strict=True):
+        assert relative_error(x, y.double()) <= 2 * BOUND[torch.float32]
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -108,7 +108,18 @@ def test_the_operator_keeps_torchs_rules_and_has_true_gradients() -> None:
     q, k, v, offsets = batch(torch.float64, [4, 0, 2], width=4)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     torch.library.opcheck(torch.ops.kunlun.window_attention.default, (*leaves, offsets, 1))
-    assert torch.autograd.gradcheck(lambda *x: window_attention(*x, offsets, 1), leaves)
+    assert torch.autograd.gradcheck(lambda *x: torch.ops.kunlun.window_attention(*x, offsets, 1)[0], leaves)
+
+
+def test_backends_agree_through_the_dispatcher() -> None:
+    leaves = [x.requires_grad_() for x in batch(torch.float32)[:3]]
+    got, want = (window_attention(*leaves, offsets_of(LENGTHS), 6, backend=b) for b in ("triton", "reference"))
+    assert relative_error(got, want.detach().double()) <= BOUND[torch.float32]
+    d_out = rows(*got.shape, dtype=torch.float32, seed=4)
+    for x, y in zip(*(torch.autograd.grad(out, leaves, d_out) for out in (got, want)), strict=True):
+        assert relative_error(x, y.double()) <= 2 * BOUND[torch.float32]
+    with pytest.raises(ValueError, match=r"backend 'triton': expected float32, float16 or bfloat16, found torch\.float64"):
+        window_attention(*batch(torch.float64), 6, backend="triton")
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -12,10 +12,10 @@ from kernels.aot.catalogue import variants
 from kernels.aot.compiler import Compiled, Job
 
 NAMES = (
-    "gdpa_bf16_h2x32_kv64",
+    "gdpa_bf16_h2x64_kv64",
     "pffn_f16_h2x64_kv64",
-    "gdpa_bf16_h2x32_kvlong",
-    "window_bf16_h2x32",
+    "gdpa_bf16_h2x64_kvlong",
+    "window_bf16_h2x64",
     "seed_pooling_f16_h2x64",
 )
 SMS = (80, 90, 100)

@@ -21,14 +21,14 @@ from kernels.aot.library import (
 )
 
 GDPA: dict[str, Any] = {
-    "dtype": DTYPES["bf16"], "activation": ACTIVATIONS.index("fast_gelu"), "block": 0, "heads": 2, "head_width": 32, "n_kv": 64,
+    "dtype": DTYPES["bf16"], "activation": ACTIVATIONS.index("fast_gelu"), "block": 0, "heads": 2, "head_width": 64, "n_kv": 64,
     "q": 0x10000, "k": 0x20000, "v": 0x30000, "out": 0x40000, "q_offsets": 0x50004, "kv_index": 0x60008,
     "max_length": 1000, "samples": 7, "scale_in": 0.25, "scale_out": 3.0,
 }  # fmt: skip
 WINDOW: dict[str, Any] = {
-    "dtype": DTYPES["bf16"], "heads": 2, "head_width": 32, "q": 0x10000, "k": 0x20000, "v": 0x30000, "out": 0x40000,
+    "dtype": DTYPES["bf16"], "heads": 2, "head_width": 64, "q": 0x10000, "k": 0x20000, "v": 0x30000, "out": 0x40000,
     "lse": 0x90004, "offsets": 0x50004, "units": 0x80008, "unit_count": 11, "window": 100, "scale": 0.5,
-    "q_row": 192, "q_head": 32, "k_row": 208, "k_head": 48, "v_row": 224, "v_head": 64,
+    "q_row": 384, "q_head": 64, "k_row": 400, "k_head": 80, "v_row": 416, "v_head": 96,
 }  # fmt: skip
 POOLING: dict[str, Any] = {
     "dtype": DTYPES["f16"], "heads": 2, "head_width": 64, "seeds": 0x10000, "k": 0x20000, "v": 0x30000, "out": 0x40000,
@@ -36,7 +36,7 @@ POOLING: dict[str, Any] = {
     "k_row": 128, "k_head": 64, "v_row": 256, "v_head": 16,
 }  # fmt: skip
 STRUCTS = {"gdpa": GDPAParams, "window": WindowParams, "seed_pooling": SeedPoolingParams}
-PFFN = GDPA | {"dtype": DTYPES["f16"], "block": 1, "head_width": 64, "eps": 1e-5, "q_lengths": 0x7000C}
+PFFN = GDPA | {"dtype": DTYPES["f16"], "block": 1, "eps": 1e-5, "q_lengths": 0x7000C}
 
 
 def refusal(library: KernelLibrary, **fields: Any) -> tuple[Status, str]:

@@ -20,7 +20,7 @@ from kernels.aot.library import ACTIVATIONS, Status
 
 
 @pytest.mark.parametrize(
-    ("fields", "name"), [(scenarios.GDPA, "gdpa_bf16_h2x32_kv64"), (scenarios.PFFN, "pffn_f16_h2x64_kv64")]
+    ("fields", "name"), [(scenarios.GDPA, "gdpa_bf16_h2x64_kv64"), (scenarios.PFFN, "pffn_f16_h2x64_kv64")]
 )
 @pytest.mark.parametrize("sm", [80, 90, 100])
 def test_every_parameter_lands_where_the_loaded_cubin_reads_it(
@@ -50,7 +50,7 @@ def test_attention_parameters_land_where_the_loaded_cubin_reads_them(
     fake_libcuda: Path, library_path: Path, compiled: list[Compiled], sm: int
 ) -> None:
     window, pooling = scenarios.WINDOW | {"samples": 3, "max_length": 500}, scenarios.POOLING
-    for family, fields, name in (("window", window, "window_bf16_h2x32"), ("seed_pooling", pooling, "seed_pooling_f16_h2x64")):
+    for family, fields, name in (("window", window, "window_bf16_h2x64"), ("seed_pooling", pooling, "seed_pooling_f16_h2x64")):
         seen = in_driver_process(scenarios.launched, fake_libcuda, library_path, sm, fields, False, family)
         (unit,) = (c for c in compiled if c.job.sm == sm and c.job.variant.name == name)
         rows = unit.job.variant.unit_rows
@@ -87,7 +87,7 @@ def test_the_nearest_cubin_is_loaded(
 ) -> None:
     """8.x runs a cubin of an earlier 8.y; from 9.0 on cubins are bound to their architecture."""
     seen = in_driver_process(scenarios.launched, fake_libcuda, library_path, sm, scenarios.GDPA)
-    (unit,) = (c for c in compiled if c.job.sm == expected and c.job.variant.name == "gdpa_bf16_h2x32_kv64")
+    (unit,) = (c for c in compiled if c.job.sm == expected and c.job.variant.name == "gdpa_bf16_h2x64_kv64")
     assert seen["image"] == unit.image[: len(seen["image"])]
     assert seen["modules"] == 1
 

@@ -20,12 +20,15 @@ from kernels.gdpa.params import GDPAParams, Jagged
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CASES = (
-    ("gdpa", torch.bfloat16, 2, 64, 128),
+    ("gdpa", torch.bfloat16, 2, 64, 64),
     ("gdpa", torch.float16, 2, 64, 0),
-    ("gdpa", torch.float32, 2, 32, 64),
+    ("gdpa", torch.float32, 2, 64, 64),
     ("pffn", torch.bfloat16, 3, 128, 128),
 )
-NAMES = ("gdpa_bf16_h2x64_kv128", "gdpa_f16_h2x64_kvlong", "gdpa_f32_h2x32_kv64", "pffn_bf16_h3x128_kv128")
+NAMES = (
+    "gdpa_bf16_h2x64_kv64", "gdpa_f16_h2x64_kvlong", "gdpa_f32_h2x64_kv64", "pffn_bf16_h3x128_kv128",
+    "window_bf16_h2x64", "seed_pooling_bf16_h2x64",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,24 @@ def test_results_lose_at_most_twice_what_torch_loses(library: KernelLibrary, sha
     error, bound = case.error_and_bound(case.ahead())
     library.force_ptx(False)
     assert error <= bound
+
+
+def test_attention_reads_fused_rows_and_loses_at_most_twice_what_torch_loses(library: KernelLibrary) -> None:
+    torch.manual_seed(1)
+    lengths = torch.tensor([0, 300, 1, 129, 64, 0, 257])
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int().cuda()
+    q, k, v = torch.randn(int(lengths.sum()), 3, 2, 64, dtype=torch.bfloat16, device="cuda").unbind(1)
+    seeds = torch.randn(33, 2, 64, dtype=torch.bfloat16, device="cuda")
+    calls = (
+        (dispatch.window_attention, (q, k, v), (offsets, 40)),
+        (dispatch.seed_pooling, (seeds, k, v), (offsets,)),
+    )
+    for run, tensors, layout in calls:
+        with torch.no_grad():
+            found = run(*tensors, *layout, backend="aot")
+        exact = run(*(x.double() for x in tensors), *layout, backend="reference")
+        low = run(*tensors, *layout, backend="reference")
+        assert float((found - exact).abs().max()) <= 2 * float((low - exact).abs().max()) + 1e-3, run.__name__
 
 
 def test_a_launch_is_captured_and_replayed_on_new_rows(library: KernelLibrary) -> None:

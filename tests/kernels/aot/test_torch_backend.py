@@ -40,6 +40,30 @@ def test_a_call_is_described_field_by_field() -> None:
     assert (call.scale_in, call.scale_out, call.eps) == (0.5, 2.0, pytest.approx(1e-3))
 
 
+def test_attention_is_described_with_the_strides_of_fused_rows() -> None:
+    q, k, v = torch.zeros(7, 3, 2, 32, dtype=torch.bfloat16).unbind(1)
+    offsets, out = torch.tensor([0, 7], dtype=torch.int32), torch.zeros(7, 2, 32, dtype=torch.bfloat16)
+    call = torch_backend.describe_window(q, k, v, out, offsets, 100)
+    assert (call.dtype, call.samples, call.heads, call.head_width, call.window) == (2, 1, 2, 32, 7)
+    assert (call.q_row, call.q_head, call.v_row, call.v_head, call.units) == (192, 32, 192, 32, None)
+    assert (call.k, call.offsets, call.scale) == (k.data_ptr(), offsets.data_ptr(), pytest.approx(32**-0.5))
+    pooled = torch_backend.describe_seed_pooling(q[:5].contiguous(), k, v, torch.zeros(1, 5, 2, 32), offsets)
+    assert (pooled.n_seeds, pooled.samples, pooled.k_row, pooled.v_head, pooled.order) == (5, 1, 192, 32, None)
+
+
+def test_attention_wants_cuda_tensors_and_no_gradients() -> None:
+    x, offsets = torch.zeros(7, 2, 32), torch.tensor([0, 7], dtype=torch.int32)
+    with pytest.raises(ValueError, match="backend 'aot': expected CUDA tensors, found cpu"):
+        dispatch.window_attention(x, x, x, offsets, 3, backend="aot")
+    with pytest.raises(ValueError, match="backend 'aot': expected CUDA tensors, found cpu"):
+        dispatch.seed_pooling(x, x, x, offsets, backend="aot")
+    x.requires_grad_()
+    with pytest.raises(ValueError, match="holds forward kernels alone, use 'triton'"):
+        torch_backend.window_attention(x, x, x, offsets, 3)
+    with pytest.raises(ValueError, match="holds forward kernels alone, use 'triton'"):
+        torch_backend.seed_pooling(x, x, x, offsets)
+
+
 def test_what_was_not_compiled_ahead_is_refused_by_name() -> None:
     q, k, jagged = rows()
     out = torch.empty_like(q)
