@@ -143,4 +143,4 @@ def _speed(machine: Machine, results: Sequence[Result]) -> list[str]:
 
 
 def _verdict(ok: bool | None) -> str:
-    return {True: "clean", False: "**FOUND SOMETHING**", None: "not run"}[ok]
+    return {True: "clean", False: "**FAILED**", None: "not run"}[ok]

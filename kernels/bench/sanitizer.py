@@ -76,6 +76,8 @@ def _wait(tool: str, process: subprocess.Popen[str], started: float, until: floa
     summary = [line.strip("= ") for line in output.splitlines() if "SUMMARY" in line]
     wrong = [line for line in output.splitlines() if line.startswith("BAD")]
     detail = summary[-1] if summary else (output.strip().splitlines() or ["no output"])[-1]
+    if process.returncode not in (0, FOUND):
+        detail = f"the program under the tool failed with {process.returncode} and was not seen whole; {detail}"
     if wrong:
         detail += f"; {len(wrong)} results wrong under the tool: {wrong[0]}"
     return Sanitized(tool, process.returncode == 0, detail, time.monotonic() - started)

@@ -2,7 +2,8 @@
 
 `gdpa_backward_kv`: one program per (K/V tile, head) that walks over all Q rows which read the tile, also those
 of several samples (candidates of one user), so dK and dV are sums in a fixed order without atomics; where a
-block's keys fit one tile it writes dQ on the way. `gdpa_backward_q`: dQ otherwise, one program per (Q tile, head).
+block's keys fit one tile it writes dQ on the way.
+`gdpa_backward_q`: dQ otherwise, one program per (Q tile, head).
 `shared_q_backward`: dQ of a query set that every sample shares, as f32 partial sums over groups of samples.
 The block's backward reuses `gdpa_backward_kv` with NORMS: q is normalised and dout taken through RMSNorm on load.
 """

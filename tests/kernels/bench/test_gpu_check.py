@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,22 @@ from kernels.bench.device import Ceilings, datasheet
 from kernels.bench.parity import Operation, compare
 from kernels.bench.report import roofline
 from kernels.bench.run import Result
+from kernels.bench.sanitizer import _wait
 from kernels.bench.timing import Timing
 from kernels.dispatch import window_attention
 from kernels.window.reference import window_attention_jagged
 
 ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(("status", "said"), [(1, "failed with 1 and was not seen whole"), (86, "SUMMARY: 2 hazards")])
+def test_a_program_that_fails_under_a_sanitizer_is_no_finding_of_the_tool(status: int, said: str) -> None:
+    command = [sys.executable, "-c", f"print('=== SUMMARY: 2 hazards'); raise SystemExit({status})"]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, start_new_session=True)
+    verdict = _wait("racecheck", process, time.monotonic(), time.monotonic() + 60)
+    assert verdict.ok is False
+    assert said in verdict.detail
+    assert ("not seen whole" in verdict.detail) == (status == 1)
 
 
 @pytest.mark.slow
