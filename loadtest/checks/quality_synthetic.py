@@ -31,10 +31,10 @@ CONFIG = CONFIGS / "quality_synthetic.yaml"
 OVER_BAYES = 0.01
 REDUCED_SHARE = 0.5
 MODELS: Mapping[str, Mapping[str, Any]] = {
-    "kunlun": {},
+    "kunlun": {"target_pooling": {"seeds": 2, "width": 16, "weights": "sigmoid"}},
     "logistic regression": {"architecture": "logistic_regression"},
     "din": {"architecture": "din"},
-    "kunlun, target pooling": {"target_pooling": {"seeds": 2, "width": 16, "weights": "sigmoid"}},
+    "kunlun, no target pooling": {},
     "kunlun, exact": {
         "variant": "exact",
         "candidate": None,
@@ -60,7 +60,7 @@ class Size:
 
 SIZES: Mapping[str, Size] = {
     "fast": Size(32_000, 4_000, 2, 2, 64, ("kunlun",)),
-    "full": Size(200_000, 25_000, 16, 3, 128, tuple(MODELS)),
+    "full": Size(200_000, 25_000, 16, 3, 128, ("kunlun", "logistic regression", "din", "kunlun, no target pooling")),
 }
 
 

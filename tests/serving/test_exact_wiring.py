@@ -52,7 +52,7 @@ def test_the_engine_computes_what_the_twin_computes(exact_artifact: Artifact, se
 
 def test_the_manifest_declares_a_state_of_several_types_and_sizes(exact_artifact: Artifact) -> None:
     layouts = {tensor.name: tensor for tensor in exact_artifact.manifest.user_state}
-    assert (layouts["tokens_click"].shape, layouts["tokens_click"].dtype) == ((32, 32), "float32")
+    assert (layouts["tokens_click"].shape, layouts["tokens_click"].dtype) == ((64, 32), "float32")
     assert (layouts["length_click"].shape, layouts["length_click"].dtype) == ((), "int64")
     expected = 4 * 4 * 32 + sum(2 * 4 * cap * 32 + 4 * cap + 8 for cap in (32, 64))
     assert exact_artifact.manifest.user_state_bytes == expected
