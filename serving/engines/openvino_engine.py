@@ -89,6 +89,16 @@ class OpenVinoSession:
             return self._compiled[key]
 
 
+def _fill_type_tables() -> None:
+    """Fill OpenVINO's tables between its types and numpy's, here and not in a slot.
+
+    They are filled at first use, under a C++ guard and with calls into Python. When the first runs of two slots meet there,
+    one waits for the guard with the interpreter lock in hand and the other for the lock: the process hangs for good.
+    """
+    ov.Type.f32.to_dtype()
+    ov.Type(np.dtype(np.float32))
+
+
 def _shapes(inputs: Tensors) -> _Shapes:
     return tuple((name, tensor.shape) for name, tensor in inputs.items())
 
@@ -109,6 +119,7 @@ class OpenVinoEngine:
     ) -> None:
         self.entry, self.precision, self.threads, self.device_peak_flops = directory, precision, threads, device_peak_flops
         self._cloning = threading.Lock()
+        _fill_type_tables()
         core = ov.Core()
         self._models = {graph: core.read_model(directory / f"{graph}.xml") for graph in GRAPHS}
         self.fused = self._fuse(directory / LIBRARY) if fused_block else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -136,3 +138,21 @@ def test_sessions_run_in_parallel_threads(artifact: Artifact, engine_cache: Path
 
 def test_peak_probe_measures_something_plausible() -> None:
     assert 1e8 < measure_peak_flops("f32", 1) < 1e14
+
+
+FIRST_RUNS = """
+import sys, threading
+import openvino as ov
+from serving.engines.openvino_engine import _fill_type_tables
+_fill_type_tables()  # what opening an engine does
+sys.setswitchinterval(1e-6)
+together = threading.Barrier(8)
+slots = [threading.Thread(target=lambda: (together.wait(), ov.Type.f32.to_dtype())) for _ in range(8)]
+[slot.start() for slot in slots]
+[slot.join() for slot in slots]
+"""
+
+
+def test_first_runs_of_slots_at_once_do_not_hang() -> None:
+    for _ in range(3):  # without the tables filled, about every second process hangs for good
+        subprocess.run([sys.executable, "-c", FIRST_RUNS], check=True, timeout=60)

@@ -91,7 +91,8 @@ def write_world(directory: Path, schema: Schema, rng: np.random.Generator, reque
             "click.dwell": [float(rng.integers(3)) if kind == "click" and rng.random() < 0.8 else None for kind in kinds],
             "impression.where": ["home" if kind == "impression" and rng.random() < 0.8 else None for kind in kinds],
             "impression.genres": [
-                (1 + rng.choice(20, rng.integers(4), replace=False)).tolist() if kind == "impression" else None for kind in kinds
+                (1 + rng.choice(20, rng.integers(4), replace=False)).tolist() if kind == "impression" else None
+                for kind in kinds
             ],
         },
     }
