@@ -34,14 +34,6 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "kunlun": {"target_pooling": {"seeds": 2, "width": 16, "weights": "sigmoid"}},
     "logistic regression": {"architecture": "logistic_regression"},
     "din": {"architecture": "din"},
-    "kunlun, no target pooling": {},
-    "kunlun, exact": {
-        "variant": "exact",
-        "candidate": None,
-        "state_tokens": None,
-        "candidate_tokens": 4,
-        "head": {"tokens": 2, "hidden": 32},
-    },
 }
 """What differs from the model of the configuration; a mapping with `architecture` is a model of its own."""
 
@@ -60,7 +52,7 @@ class Size:
 
 SIZES: Mapping[str, Size] = {
     "fast": Size(32_000, 4_000, 2, 2, 64, ("kunlun",)),
-    "full": Size(200_000, 25_000, 16, 3, 128, ("kunlun", "logistic regression", "din", "kunlun, no target pooling")),
+    "full": Size(200_000, 25_000, 16, 3, 128, ("kunlun", "logistic regression", "din")),
 }
 
 

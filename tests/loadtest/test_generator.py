@@ -49,14 +49,21 @@ def server(running: ProtocolServer) -> Iterator[ProtocolServer]:
 
 
 def send(server: ProtocolServer, plan: Plan, disturb: Callable[[], None] | None = None) -> Sample:
-    """Send a plan from this process; `disturb` runs on the generator's loop half a second after it starts."""
+    """Send a plan from this process; `disturb` runs on the generator's loop once a quarter of it has arrived."""
     messages = rank_messages(plan, NAMES, ITEMS)
     generator = Generator(plan, messages, NAMES, ITEMS, f"test-{time.monotonic_ns()}")
 
-    async def main() -> Sample:
+    async def disturb_later() -> None:
+        while len(server.scorer.requests) < len(plan) / 4:
+            await asyncio.sleep(0.002)
         if disturb is not None:
-            asyncio.get_running_loop().call_later(0.5, disturb)
-        return await asyncio.wait_for(generator.run(server.address), 30)
+            disturb()
+
+    async def main() -> Sample:
+        running = asyncio.create_task(generator.run(server.address))
+        if disturb is not None:
+            await asyncio.wait_for(disturb_later(), 30)
+        return await asyncio.wait_for(running, 30)
 
     return asyncio.run(main())
 

@@ -77,7 +77,7 @@ def play(artifact: Artifact, engine_cache: Path) -> Callable[[Callable[[World], 
                 items["popularity"] = np.arange(1000)
                 items["genres"][:, 0] = 1 + np.arange(1000) % 20
                 await store.put_items(np.arange(1, 1001), items)
-                await asyncio.wait_for(scenario(World(artifact, engine, store, stack)), timeout=60)
+                await asyncio.wait_for(scenario(World(artifact, engine, store, stack)), timeout=240)
 
         asyncio.run(main())
 
