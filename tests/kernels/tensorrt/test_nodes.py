@@ -176,7 +176,7 @@ def test_attributes_that_do_not_fit_are_named(operator: str, changes: dict[str, 
 def test_a_node_with_missing_inputs_is_refused() -> None:
     node = GDPA(n_kv=0)
     proto = helper.make_node("GDPA", ["q", "k", "v", "q_offsets"], ["out"], name="layer", domain=DOMAIN, **node.attributes)
-    with pytest.raises(ValueError, match="GDPA 'layer': expected inputs q, .*k_offsets, found q, k, v, q_offsets"):
+    with pytest.raises(ValueError, match=r"GDPA 'layer': expected inputs q, .*k_offsets, found q, k, v, q_offsets"):
         with_functions(helper.make_model(helper.make_graph([proto], "g", [], [])))
 
 
