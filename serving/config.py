@@ -1,7 +1,8 @@
 """Everything a server can be told: one frozen `ServerConfig` from YAML, command-line flags and secrets.
 
 The only module of the server that reads configuration files and the environment. Flags win over the
-file. Secrets (the receipt key, TLS keys) come from files or the environment, never from flags.
+file. Secrets (the receipt key, TLS keys, a store's URL with a password) come from files or the environment,
+never from flags.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from model.config import ConfigError, StrictModel, describe
 from serving.core.options import CoreOptions
 
 RECEIPT_KEY_VARIABLE = "KUNLUN_RECEIPT_KEY"
+STORE_VARIABLE = "KUNLUN_STORE"
 MIN_KEY_BYTES = 16
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -58,10 +60,11 @@ class ServerConfig(StrictModel):
 
     Ingestion: `ingest` reads events from a stream, too (none: only the RPC brings events).
 
-    State: `store` (`embedded`, or the URL of a Redis or Valkey, see `serving.store.nodes.open_nodes`), `store_replicas` that
-    must have an event before it is acknowledged (0: the primary alone), `history_ttl_s` after a user's last event (0: for
-    ever), `data_dir` of the embedded store (none: its data ends with the process) and its `data_sync` (`always`: an event is on
-    the disk before it is acknowledged; `everysec`: a crash of the machine, not of the process, may lose a second),
+    State: `store` (`embedded`, or the URL of a Redis or Valkey, see `serving.store.nodes.open_nodes`; the environment's
+    KUNLUN_STORE where neither flag nor file names one), `store_replicas` that must have an event before it is acknowledged
+    (0: the primary alone), `history_ttl_s` after a user's last event (0: for ever), `data_dir` of the embedded store (none: its
+    data ends with the process) and its `data_sync` (`always`: an event is on the disk before it is acknowledged; `everysec`: a
+    crash of the machine, not of the process, may lose a second),
     `attribution_window_s` for outcomes.
 
     Feedback: of the replicas with `feedback: consume` one at a time counts the outcomes of all and exports online NE, as those
@@ -148,7 +151,7 @@ def available_cpus(quota: Path = CGROUP_QUOTA) -> int:
         return cpus  # no control groups of version 2, or no limit at this level
 
 
-def load_config(path: Path | None, flags: Mapping[str, Any]) -> ServerConfig:
+def load_config(path: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> ServerConfig:
     """The file (if any) with `flags` laid over it (None: not given); raises `ConfigError`."""
     source = str(path) if path is not None else "kunlun serve"
     data: Any = {}
@@ -161,8 +164,9 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> ServerConfig:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: expected a mapping of keys, found {type(data).__name__}")
+    default = {"store": environment[STORE_VARIABLE]} if environment.get(STORE_VARIABLE) else {}
     try:
-        return ServerConfig.model_validate(data | {key: value for key, value in flags.items() if value is not None})
+        return ServerConfig.model_validate(default | data | {key: value for key, value in flags.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(describe(error, ServerConfig, source)) from error
 

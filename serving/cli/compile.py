@@ -9,13 +9,18 @@ from pathlib import Path
 
 from kunlun.cli import Command, UsageError
 from model.artifact import ArtifactError, open_artifact
+from model.config import ConfigError
+from serving.config import artifact_path, load_config
 from serving.engines.cache import default_cache
 from serving.engines.open import TARGETS, BuiltEngine, build_engine
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("artifact", type=Path, help="version directory: <repository>/<model>/<version>")
+    parser.add_argument("artifact", type=Path, nargs="?", help="version directory: <repository>/<model>/<version>")
+    parser.add_argument(
+        "--config", type=Path, help="a server's YAML file, in place of all the rest: compile what it will serve"
+    )
     parser.add_argument("--target", choices=TARGETS, default="openvino", help="engine to compile for (default: openvino)")
     parser.add_argument("--precision", choices=("auto", "f32", "bf16"), default="auto", help="auto: bf16 where the CPU has it")
     parser.add_argument("--cache", type=Path, help="engine cache (default: <repository>/.engines)")
@@ -26,6 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compile and report; 1 when the engine does not compute what the twin computed."""
+    if arguments.config is not None:
+        _as_served(arguments)
+    if arguments.artifact is None:
+        raise UsageError("artifact: expected a version directory, or --config, found neither")
     if arguments.threads < 1:
         raise UsageError(f"--threads: expected at least 1, found {arguments.threads}")
     try:
@@ -52,6 +61,19 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 1
     return 0
+
+
+def _as_served(arguments: argparse.Namespace) -> None:
+    """Take everything from a server's configuration, so that `kunlun serve` with it finds the engine."""
+    if arguments.artifact is not None:
+        raise UsageError(f"--config: expected no artifact beside it, found {arguments.artifact}")
+    try:
+        config = load_config(arguments.config, {})
+        arguments.artifact = artifact_path(config)
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+    arguments.target, arguments.precision, arguments.fused_block = config.engine, config.precision, config.fused_block
+    arguments.cache, arguments.threads = config.engine_cache, config.slot_threads
 
 
 def _report(built: BuiltEngine) -> dict[str, object]:

@@ -19,6 +19,9 @@ class Observer(Protocol):
     def refused(self, reason: str) -> None:
         """A request was refused: `overloaded`, `deadline`, `unready` or `invalid`."""
 
+    def demanded(self, engine_s: float, host_s: float) -> None:
+        """A request was read: predicted seconds of engine slots and of the event loop that its full answer needs."""
+
     def batch(
         self,
         graph: str,

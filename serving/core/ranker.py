@@ -325,11 +325,13 @@ class Ranker:
         )
         now = time.monotonic()
         wait_s, budget_s = scheduler.drain_s(reservation), request.deadline - now
-        if self.options.degrade:
-            return self._ladder.choose(costs, wait_s, budget_s, SHARES[Priority.NORMAL] / SHARES[request.priority])
         full = costs.encode.get(1.0, 0.0) + scheduler.score_s(candidates)
+        if self.options.degrade:
+            self._observer.demanded(full, self._host_time.per_request_s)
+            return self._ladder.choose(costs, wait_s, budget_s, SHARES[Priority.NORMAL] / SHARES[request.priority])
         if wait_s > 0 and wait_s + full > budget_s:  # it was admitted with time to spare; only what has become hopeless goes
             raise overloaded(wait_s)
+        self._observer.demanded(full, self._host_time.per_request_s)
         return Way(full)
 
     def _encode_costs(self, view: UserView, key: StateKey) -> dict[float, float]:

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from serving.core.errors import ReceiptRejected
 from serving.core.types import RankResult, Rung
+from serving.metrics.demand_window import DemandWindow
 from serving.metrics.engine_window import WINDOW_S, EngineWindow
 
 M = TypeVar("M", Counter, Histogram)
@@ -48,7 +49,7 @@ class ServingMetrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.window = EngineWindow()
+        self.window, self.demand = EngineWindow(), DemandWindow()
         self._bound: dict[tuple[int, tuple[str, ...]], Any] = {}
 
         self._calls = Counter("kunlun_calls", "Finished calls.", ("method", "code"), registry=registry)
@@ -170,6 +171,11 @@ class ServingMetrics:
                 self.window.mfu_wall,
             ),
             ("kunlun_padding_waste", f"1 - useful / executed FLOPs, last {WINDOW_S} s.", self.window.padding_waste),
+            (
+                "kunlun_predicted_utilisation",
+                f"Work that Ranks asked for / what engine slots and event loop can do, last {WINDOW_S} s; above 1: overloaded.",
+                self.demand.utilisation,
+            ),
         ):
             Gauge(name, text, registry=self.registry).set_function(read)
 
@@ -188,6 +194,7 @@ class ServingMetrics:
         self._peak.set(peak_flops)
         self._slots.set(slots)
         self.window.peak_flops, self.window.slots = peak_flops, slots
+        self.demand.slots = slots
 
     def _child(self, metric: M, *labels: str) -> M:
         """The series of `labels`, looked up in one dictionary instead of behind the metric's lock."""
@@ -211,6 +218,12 @@ class ServingMetrics:
     def refused(self, reason: str) -> None:
         """One Rank the core refused."""
         self._refused.labels(reason).inc()
+        if reason == "overloaded":
+            self.demand.refused()
+
+    def demanded(self, engine_s: float, host_s: float) -> None:
+        """One Rank that was read."""
+        self.demand.read(engine_s, host_s)
 
     def batch(
         self,

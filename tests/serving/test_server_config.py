@@ -23,6 +23,17 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert config.tls.client_ca is None
 
 
+def test_the_environment_names_a_store_that_nothing_else_does(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("repository: models\n")
+    secret = {"KUNLUN_STORE": "redis://:hush@store:6379"}
+    assert load_config(file, {}, {}).store == "embedded"
+    assert load_config(file, {}, secret).store == "redis://:hush@store:6379"
+    assert load_config(file, {"store": "redis://flag"}, secret).store == "redis://flag"
+    file.write_text("repository: models\nstore: redis://file\n")
+    assert load_config(file, {}, secret).store == "redis://file"
+
+
 def test_mistakes_name_file_and_field(tmp_path: Path) -> None:
     file = tmp_path / "server.yaml"
     for text, message in (

@@ -21,6 +21,8 @@ class SilentObserver:
 
     def refused(self, reason: str) -> None: ...
 
+    def demanded(self, engine_s: float, host_s: float) -> None: ...
+
     def batch(
         self,
         graph: str,

@@ -119,3 +119,19 @@ def test_compile_command_reports_and_fills_the_cache(
 def test_compile_command_explains_a_wrong_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", str(tmp_path)]) == 1
     assert "no manifest.json here; expected <repository>/<model>/<version>" in capsys.readouterr().err
+
+
+def test_compile_command_compiles_what_a_server_will_serve(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "server.yaml"
+    repository = artifact.path.parents[1]
+    config.write_text(f"repository: {repository}\nengine_cache: {tmp_path / 'engines'}\nprecision: f32\n")
+    assert main(["compile", str(artifact.path), "--config", str(config)]) == 2
+    assert f"--config: expected no artifact beside it, found {artifact.path}" in capsys.readouterr().err
+    assert main(["compile"]) == 2
+    assert "artifact: expected a version directory, or --config, found neither" in capsys.readouterr().err
+    assert main(["compile", "--config", str(config), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["precision"], figures["threads"]) == ("f32", 1)
+    open_engine(artifact, cache=tmp_path / "engines", precision="f32", threads_per_slot=1, slots=1).close()
