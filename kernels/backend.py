@@ -1,4 +1,4 @@
-"""Which code runs an operator: the plain form or the Triton kernels. Imports no Triton."""
+"""Which code runs an operator: the plain form, the Triton kernels, or none while a graph is exported. Imports no Triton."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-Backend = Literal["auto", "triton", "aot", "reference"]
+Backend = Literal["auto", "triton", "aot", "reference", "onnx"]
+"""`onnx`: calls on jagged rows become nodes of the graph that is being exported (`kernels.tensorrt.symbolic`)."""
 
 
 _preferred: Backend = "auto"
@@ -50,6 +51,8 @@ def use_triton(x: Tensor, backend: Backend) -> bool:
     """Whether the kernels run on x: on CUDA tensors unless told otherwise. `triton` (compiled just in time) and `aot` (ahead
     of time) insist: `ValueError` where they cannot."""
     backend = resolved(backend)
+    if backend == "onnx":
+        return False
     if backend == "reference" or x.element_size() > 4:  # the kernels have no float64; the plain forms do
         if backend in ("triton", "aot"):
             raise ValueError(f"backend '{backend}': expected float32, float16 or bfloat16, found {x.dtype}; use 'reference'")

@@ -1,8 +1,8 @@
 """One door to the operators: picks the form by the layout of its arguments and by where they live.
 
-Padded rows on a CPU run the dense form that is exported; jagged rows on a CPU the plain form; on CUDA tensors both run the
-Triton kernels, as operators of torch (`kunlun::…`) with autograd. Callers say what they have, never which code runs;
-`backend` is for comparisons.
+Padded rows on a CPU run the dense form that is exported; jagged rows on a CPU the plain form, or become nodes of a graph that
+is being exported; on CUDA tensors both run the Triton kernels, as operators of torch (`kunlun::…`) with autograd. Callers say
+what they have, never which code runs; `backend` is for comparisons.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from kernels.pffn.padded import pffn_padded
 from kernels.pffn.reference import check_pffn, pffn_jagged
 from kernels.seed_pooling import op as _seed_pooling
 from kernels.seed_pooling.reference import seed_pooling_jagged
+from kernels.tensorrt import symbolic
 from kernels.window import op as _window
 from kernels.window.reference import window_attention_jagged
 
@@ -35,6 +36,9 @@ def gdpa(
     Padded k and v are [B, n_kv, H, d_h].
     Returns rows like q's (B times as many for shared queries). Raises `ValueError` on arguments that do not fit.
     """
+    if jagged is not None and resolved(backend) == "onnx":
+        check_jagged(q, k, v, params, jagged, values=False)
+        return symbolic.gdpa(q, k, v, params, jagged)
     if not use_triton(q, backend):
         return gdpa_padded(q, k, v, params) if jagged is None else gdpa_jagged(q, k, v, params, jagged)
     q, k, v = _autocast(q), _autocast(k), _autocast(v)
@@ -60,6 +64,9 @@ def pffn(
     needs no such hint, since zero rows stay zero. `normed`: LayerNorm(q) [B, T, H · d_h] of padded rows, when it is at hand;
     the dense form then does not make it again (the kernels do, in passing).
     """
+    if jagged is not None and resolved(backend) == "onnx":
+        check_pffn(q, k, v, params, jagged, values=False)
+        return symbolic.pffn(q, k, v, params, jagged, eps)
     if not use_triton(q, backend):
         return pffn_padded(q, k, v, params, eps, normed) if jagged is None else pffn_jagged(q, k, v, params, jagged, eps)
     if torch.is_autocast_enabled(q.device.type):
@@ -79,11 +86,16 @@ def pffn(
     return out
 
 
-def window_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, *, backend: Backend = "auto") -> Tensor:
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, *, max_length: int = 0, backend: Backend = "auto"
+) -> Tensor:
     """Softmax attention to |i − j| ≤ window of the same sample; q, k, v, result [sum_T, H, d_h], offsets int [B+1].
 
-    The padded form that is exported for CPU engines is `kernels.window.padded`. Raises `ValueError` on what does not fit.
+    `max_length`: no sample has more rows; 0: unknown (it sizes the grid of exported nodes). The padded form that is exported
+    for CPU engines is `kernels.window.padded`. Raises `ValueError` on what does not fit.
     """
+    if resolved(backend) == "onnx":
+        return symbolic.window_attention(q, k, v, offsets, window, max_length)
     if not use_triton(q, backend):
         return window_attention_jagged(q, k, v, offsets, window)[0]
     q, k, v = _autocast(q), _autocast(k), _autocast(v)
@@ -100,6 +112,8 @@ def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, backen
 
     Returns [B, n_seeds, H, d_h]; a sample without rows pools to 0. Raises `ValueError` on what does not fit.
     """
+    if resolved(backend) == "onnx":
+        return symbolic.seed_pooling(seeds, k, v, offsets)
     if not use_triton(k, backend):
         return seed_pooling_jagged(seeds, k, v, offsets)[0]
     seeds, k, v = _autocast(seeds), _autocast(k), _autocast(v)

@@ -5,6 +5,7 @@ Layout of ``<repository>/<model>/<version>/``::
     manifest.json                 Manifest below
     graphs/encode_user.onnx       portable graphs; their weights are references (file, offset, length) into
     graphs/score_candidates.onnx
+    graphs/encode_user_jagged.onnx  on jagged rows, for engines with ragged operators; where the architecture has this form
     graphs/weights.safetensors    the dense weights, once, by the twin's parameter names
     tables/<table>.npy            embedding tables, float32 [rows, width], memory-mapped
     vocabularies.safetensors      sorted int64 keys per table
@@ -39,6 +40,7 @@ from model.config import StrictModel, describe
 from model.features import FeatureEncoder, FeatureStats
 from model.metrics.score_histogram import BINS
 from model.schema import Schema
+from model.signature import JAGGED_ENCODE
 
 MANIFEST = "manifest.json"
 
@@ -142,6 +144,11 @@ class Artifact:
     def graph(self, name: str) -> Path:
         """Path of a portable ONNX graph."""
         return self.path / "graphs" / f"{name}.onnx"
+
+    @property
+    def has_jagged_graph(self) -> bool:
+        """Whether `graph(JAGGED_ENCODE)` exists: some architectures and artifacts of older releases have padded ones only."""
+        return f"graphs/{JAGGED_ENCODE}.onnx" in self.manifest.files
 
 
 def sha256_of(path: Path) -> str:

@@ -1,11 +1,13 @@
 """Names and shapes of the tensors that enter and leave the two graphs.
 
 The contract between exporter, engines and scheduler: nobody spells a tensor name anywhere else.
-Symbolic sizes: `U` users (states to encode), `T_<event>` padded history length, `R` requests,
+Symbolic sizes: `U` users (states to encode), `T_<event>` padded history length, `N_<event>` jagged history rows, `R` requests,
 `C` candidates.
 
 ``encode_user``       user_rows, user_dense, per event type <e>_rows, <e>_dense, <e>_age, <e>_length
                       → the state tensors that the architecture declares (Kunlun: state_0 … state_{L-1})
+                      in the jagged form, of architectures that have one, rows of all users lie one after the other, N_<e>
+                      of them, and int32 <e>_offsets [U + 1] stand for the lengths; the state is the same
 ``score_candidates``  the state tensors, context_rows, context_dense, item_rows, item_dense, request_index
                       → logits, probabilities
 
@@ -20,9 +22,11 @@ from dataclasses import dataclass
 from model.architectures.base import ArchitectureConfig
 from model.features import FeatureLayout
 from model.schema import Schema
-from model.tensor_spec import CANDIDATES, REQUESTS, USERS, TensorSpec, history_size
+from model.tensor_spec import CANDIDATES, OFFSETS, REQUESTS, USERS, TensorSpec, history_size, row_count
 
 ENCODE_USER, SCORE_CANDIDATES = "encode_user", "score_candidates"
+JAGGED_ENCODE = "encode_user_jagged"
+"""The file of `encode_user` on jagged rows; the graph's name and its weights' are those of the padded form."""
 REQUEST_INDEX = "request_index"
 LOGITS, PROBABILITIES = "logits", "probabilities"
 
@@ -52,6 +56,20 @@ def encode_user_signature(schema: Schema, config: ArchitectureConfig) -> GraphSi
             TensorSpec(f"{event.name}_length", "int64", (USERS,)),
         ]
     return GraphSignature(ENCODE_USER, _existing(inputs), config.state_specs(schema, USERS))
+
+
+def jagged_encode_signature(schema: Schema, config: ArchitectureConfig) -> GraphSignature | None:
+    """Signature of `encode_user` on jagged rows; None where the architecture runs on padded ones only."""
+    if not config.has_jagged_form:
+        return None
+    padded = {spec.name: spec for spec in encode_user_signature(schema, config).inputs}
+    inputs = [padded[name] for name in ("user_rows", "user_dense") if name in padded]
+    for event in schema.events:
+        rows = row_count(event.name)
+        parts = [padded[name] for part in ("rows", "dense", "age") if (name := f"{event.name}_{part}") in padded]
+        inputs += [TensorSpec(spec.name, spec.dtype, (rows, *spec.shape[2:])) for spec in parts]
+        inputs.append(TensorSpec(f"{event.name}_offsets", "int32", (OFFSETS,)))
+    return GraphSignature(ENCODE_USER, tuple(inputs), config.state_specs(schema, USERS))
 
 
 def score_candidates_signature(schema: Schema, config: ArchitectureConfig) -> GraphSignature:

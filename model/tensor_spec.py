@@ -7,7 +7,7 @@ from math import prod
 
 USERS, REQUESTS, CANDIDATES = "U", "R", "C"
 
-_BYTES = {"float32": 4, "int64": 8}
+_BYTES = {"float32": 4, "int32": 4, "int64": 8}
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,12 @@ class TensorSpec:
 def history_size(event: str) -> str:
     """Symbol of an event type's padded history length."""
     return f"T_{event}"
+
+
+def row_count(event: str) -> str:
+    """Symbol of the number of an event type's jagged rows, of all users together."""
+    return f"N_{event}"
+
+
+OFFSETS = f"{USERS} + 1"
+"""Symbol of the size of row offsets."""

@@ -27,6 +27,7 @@ class Jagged:
     `window`: a query sees keys with |i − j| ≤ window; None: all keys of its block.
     `q_lengths` int [B]: rows that count, where those of `q_offsets` are padded behind; the rest gives zeros.
     `uniform_rows`: rows of every sample where all are alike, so that no work list is needed; 0: they differ.
+    `max_length`: no sample has more rows; 0: unknown. It sizes the grid of exported nodes.
     """
 
     q_offsets: Tensor
@@ -37,17 +38,18 @@ class Jagged:
     shared_q: bool = False
     q_lengths: Tensor | None = None
     uniform_rows: int = 0
+    max_length: int = 0
 
     def samples(self, k_rows: int) -> int:
         """B, the number of samples; `k_rows` rows of K tell it for shared queries with dense blocks."""
         if not self.shared_q:
-            return len(self.q_offsets) - 1
-        return len(self.kv_index) if self.kv_index is not None else self.blocks(k_rows)
+            return self.q_offsets.shape[0] - 1  # not `len`: that is one number while a graph is traced
+        return self.kv_index.shape[0] if self.kv_index is not None else self.blocks(k_rows)
 
     def blocks(self, k_rows: int) -> int:
         """Number of K/V blocks."""
         if self.k_offsets is not None:
-            return len(self.k_offsets) - 1
+            return self.k_offsets.shape[0] - 1
         return k_rows // self.n_kv if self.n_kv else 0
 
 

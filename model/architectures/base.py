@@ -70,6 +70,11 @@ class ArchitectureConfig(StrictModel, ABC):
         """Widths that bit-equality in bf16 rests on; None: not known to hold, so it is served in f32 unless asked for."""
         return None
 
+    @property
+    def has_jagged_form(self) -> bool:
+        """Whether `encode_user` runs on jagged rows, too: what engines with ragged operators take."""
+        return False
+
     @abstractmethod
     def graphs(self, schema: Schema) -> tuple[EncodeGraph, ScoreGraph]:
         """Freshly initialised torch modules of both graphs."""

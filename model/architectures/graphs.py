@@ -13,24 +13,35 @@ from torch import Tensor, nn
 
 from model.architectures.base import ArchitectureConfig
 from model.artifact import Calibration
+from model.layers.jagged import is_jagged_form
 from model.schema import Schema
-from model.signature import encode_user_signature, score_candidates_signature
+from model.signature import encode_user_signature, jagged_encode_signature, score_candidates_signature
 
 Given = Mapping[str, Tensor]
 
 
 class EncodeGraph(nn.Module, ABC):
-    """Graph 1: tensors of `encode_user_signature` → the user state, in the order of `state_specs`."""
+    """Graph 1: tensors of `encode_user_signature` → the user state, in the order of `state_specs`.
+
+    `jagged_signature`: of the inputs that it takes in the jagged form (`model.layers.jagged.jagged_form`); None: it has none.
+    """
 
     def __init__(self, schema: Schema, config: ArchitectureConfig) -> None:
         super().__init__()
         self.signature = encode_user_signature(schema, config)
+        self.jagged_signature = jagged_encode_signature(schema, config)
 
     @abstractmethod
     def encode(self, given: Given) -> tuple[Tensor, ...]:
         """The state tensors [U, …] of the named inputs."""
 
+    def encode_jagged(self, given: Given) -> tuple[Tensor, ...]:
+        """The same of jagged inputs, for architectures whose configuration says that they have this form."""
+        raise TypeError(f"{type(self).__name__} has no jagged form")
+
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if is_jagged_form() and self.jagged_signature is not None:
+            return self.encode_jagged(dict(zip((spec.name for spec in self.jagged_signature.inputs), tensors, strict=True)))
         return self.encode(dict(zip((spec.name for spec in self.signature.inputs), tensors, strict=True)))
 
 

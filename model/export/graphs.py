@@ -23,6 +23,10 @@ from onnx import TensorProto
 from torch import Tensor, nn
 from torch.export import Dim
 
+from kernels.backend import preferred
+from kernels.tensorrt.bodies import with_functions
+from model.architectures.graphs import EncodeGraph
+from model.layers.jagged import jagged_form
 from model.layers.served_form import served_form
 from model.signature import GraphSignature
 
@@ -56,6 +60,16 @@ def export_graph(module: nn.Module, signature: GraphSignature, example: Mapping[
     proto = program.model_proto
     _name_dimensions(proto, signature)
     return proto
+
+
+def export_jagged(module: EncodeGraph, example: Mapping[str, Tensor]) -> onnx.ModelProto:
+    """The same on jagged rows; `example` fits `jagged_signature`, which must not be None.
+
+    Ragged operators are nodes of the domain `kunlun`, with function bodies for engines that have none.
+    """
+    assert module.jagged_signature is not None
+    with jagged_form(), preferred("onnx"):
+        return with_functions(export_graph(module, module.jagged_signature, example))
 
 
 def externalize(proto: onnx.ModelProto, prefix: str, weights: Path) -> int:

@@ -31,12 +31,12 @@ from model.artifact import (
     published_atomically,
 )
 from model.config import ConfigError
-from model.export.graphs import WEIGHTS, export_graph, externalize
+from model.export.graphs import WEIGHTS, export_graph, export_jagged, externalize
 from model.features import FeatureEncoder
 from model.flops import flop_model
 from model.ranker import KunlunRanker
-from model.signature import GraphSignature
-from model.tensor_spec import USERS
+from model.signature import JAGGED_ENCODE, GraphSignature
+from model.tensor_spec import OFFSETS, USERS
 from model.training.run import SCORE_REFERENCE, TrainingRun, read_json
 
 TABLES = "tables."
@@ -97,9 +97,10 @@ def write_artifact(target: Path, parts: ModelParts, note: Callable[[str], None] 
             signature = module.signature
             note(f"tracing {signature.name}")
             proto = export_graph(module, signature, example_inputs(signature))
-            externalize(proto, signature.name, graphs / WEIGHTS)
-            onnx.save(proto, graphs / f"{signature.name}.onnx")
-            onnx.checker.check_model(graphs / f"{signature.name}.onnx")
+            _save(proto, signature.name, graphs / f"{signature.name}.onnx")
+        if (jagged := model.encode_user.jagged_signature) is not None:
+            note(f"tracing {jagged.name} on jagged rows")
+            _save(export_jagged(model.encode_user, example_inputs(jagged)), jagged.name, graphs / f"{JAGGED_ENCODE}.onnx")
         note("writing embedding tables")
         for table in model.layout.table_widths():
             np.save(tables / f"{table}.npy", model.tables.weight(table).detach().numpy(), allow_pickle=False)
@@ -110,13 +111,20 @@ def write_artifact(target: Path, parts: ModelParts, note: Callable[[str], None] 
     return open_artifact(target)
 
 
+def _save(proto: onnx.ModelProto, prefix: str, path: Path) -> None:
+    """Write a graph whose weights are those of `prefix` in the file beside it, and check it."""
+    externalize(proto, prefix, path.with_name(WEIGHTS))
+    onnx.save(proto, path)
+    onnx.checker.check_model(path)
+
+
 def example_inputs(signature: GraphSignature) -> dict[str, torch.Tensor]:
     """Tracing inputs: every dynamic size is different and at least 2, so that none is taken for a constant."""
     sizes: dict[str, int] = {}
     for spec in signature.inputs:
         for size in spec.shape:
             if isinstance(size, str):
-                sizes.setdefault(size, 3 + 4 * len(sizes))
+                sizes.setdefault(size, sizes[USERS] + 1 if size == OFFSETS else 3 + 4 * len(sizes))
     return {
         spec.name: torch.zeros([sizes[s] if isinstance(s, str) else s for s in spec.shape], dtype=getattr(torch, spec.dtype))
         for spec in signature.inputs

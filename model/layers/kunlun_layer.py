@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.dispatch import pffn
+from kernels.dispatch import Jagged, pffn
 from model.architectures.kunlun.options import Pffn, Pooling, TowerConfig
 from model.architectures.kunlun.stack import StackConfig
+from model.layers.jagged import JaggedHistory
 from model.layers.seed_pooling import AttentionPooling, HierarchicalSeedPooling
 from model.layers.self_attention import SelfAttention
 from model.layers.weight_generation import ContextSummary, GeneratedLinear, GeneratedWeights, LearnedWeights
@@ -83,6 +84,24 @@ class GlobalStep(nn.Module):
             summary = torch.cat([summary, newest_tokens(s, sequence.lengths, self.n_recent)], dim=1)
         return s, self.lift(summary)
 
+    def jagged(self, s: Tensor, x_sum: Tensor | None, history: JaggedHistory) -> tuple[Tensor, Tensor]:
+        """The same on jagged rows s [N, d_e]; not for `generated_linear`, whose product differs per row."""
+        if isinstance(self.weights, LearnedWeights):
+            k, v = self.weights(history.samples)
+        else:
+            assert isinstance(self.weights, GeneratedWeights)
+            assert x_sum is not None
+            k, v = self.weights(x_sum)
+        rows = Jagged(history.offsets, k.shape[1], max_length=history.cap)
+        heads = s.unflatten(-1, (self.heads, -1))
+        s = pffn(heads, k.flatten(0, 1), v.flatten(0, 1), self.weights.params, rows).flatten(1)
+        summary = self.pool.jagged(s, history)
+        if self.n_recent:
+            newest, exists = history.newest(s, self.n_recent)
+            newest = F.layer_norm(newest, newest.shape[-1:]) * exists.to(s.dtype).unsqueeze(-1)
+            summary = torch.cat([summary, newest], dim=1)
+        return s, self.lift(summary)
+
     def _update(self, s: Tensor, x_sum: Tensor | None, sequence: Sequence) -> Tensor:
         if isinstance(self.weights, LearnedWeights):
             k, v = self.weights(s.shape[0])
@@ -128,21 +147,32 @@ class KunlunLayer(nn.Module):
         )
 
     def advance(
-        self, x: Tensor, s: Mapping[str, Tensor], h: Mapping[str, Tensor], sequences: Mapping[str, Sequence]
+        self, x: Tensor, s: Mapping[str, Tensor], h: Mapping[str, Tensor], sequences: Mapping[str, Sequence | JaggedHistory]
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """(X, S, H) → (X, S, H, all of H side by side); H of a skipped step is the same tensor, reused."""
+        """(X, S, H) → (X, S, H, all of H side by side); H of a skipped step is the same tensor, reused. Jagged S: [N, d_e]."""
         s, h = dict(s), dict(h)
         x_sum = self.summary(x) if self.summary is not None else None
         for event in self.events:
             step, sequence = self.steps[self.names[event]], sequences[event]
-            if self.is_global:
-                s[event], h[event] = step(s[event], x_sum, sequence)
+            if isinstance(step, GlobalStep):
+                if isinstance(sequence, JaggedHistory):
+                    s[event], h[event] = step.jagged(s[event], x_sum, sequence)
+                else:
+                    s[event], h[event] = step(s[event], x_sum, sequence)
             else:
-                s[event] = step(s[event], sequence.age_s, sequence.lengths)
+                s[event] = _attended(step, s[event], sequence)
             if self.names[event] in self.attention:
-                s[event] = self.attention[self.names[event]](s[event], sequence.age_s, sequence.lengths)
+                s[event] = _attended(self.attention[self.names[event]], s[event], sequence)
         summary = torch.cat(list(h.values()), dim=1)
         return self.interact(x, summary), s, h, summary
+
+
+def _attended(attention: nn.Module, s: Tensor, sequence: Sequence | JaggedHistory) -> Tensor:
+    assert isinstance(attention, SelfAttention)
+    if isinstance(sequence, JaggedHistory):
+        return attention.jagged(s, sequence)
+    attended: Tensor = attention(s, sequence.age_s, sequence.lengths)
+    return attended
 
 
 def newest_tokens(s: Tensor, lengths: Tensor, count: int) -> Tensor:

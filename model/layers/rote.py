@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.architectures.kunlun.options import TimeEncoding
+from model.layers.jagged import JaggedHistory
 
 _SPLIT = frozenset({TimeEncoding.AGE, TimeEncoding.ADJACENT})
 
@@ -38,19 +39,31 @@ class RotaryTemporal(nn.Module):
         cos, sin = self.angles(age_s)
         return self.rotate(q, cos, sin), self.rotate(k, cos, sin)
 
+    def jagged(self, q: Tensor, k: Tensor, history: JaggedHistory) -> tuple[Tensor, Tensor]:
+        """The same on jagged rows q, k [N, H, d_h]."""
+        if self.encoding is TimeEncoding.NONE:
+            return q, k
+        elapsed = history.age_s
+        if self.encoding is TimeEncoding.ADJACENT:
+            elapsed = torch.where(history.position == 0, 0.0, gap_before(elapsed[None])[0])
+        angle = self._angle(history.position.to(elapsed.dtype)[:, None] * self.theta, elapsed).unsqueeze(1)  # [N, 1, d_h/2]
+        cos, sin = angle.cos(), angle.sin()
+        return self.rotate(q, cos, sin), self.rotate(k, cos, sin)
+
     def angles(self, age_s: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of every pair's angle, [B, 1, T, d_h/2]."""
         steps = torch.arange(age_s.shape[1], device=age_s.device, dtype=age_s.dtype)
         position = (steps[:, None] * self.theta).expand(age_s.shape[0], -1, -1)
-        if self.encoding is TimeEncoding.POSITION:
-            angle = position
-        else:
-            elapsed = gap_before(age_s) if self.encoding is TimeEncoding.ADJACENT else age_s
-            tau = torch.log1p(elapsed / self.time_scale_s)
-            turned = tau[..., None] * self.phi
-            angle = position + turned if self.encoding is TimeEncoding.SUM else torch.cat([position, turned], dim=-1)
-        angle = angle.unsqueeze(1)
+        angle = self._angle(position, gap_before(age_s) if self.encoding is TimeEncoding.ADJACENT else age_s).unsqueeze(1)
         return angle.cos(), angle.sin()
+
+    def _angle(self, position: Tensor, elapsed: Tensor) -> Tensor:
+        """Angles by position [..., pairs] and by elapsed seconds [...], as the encoding has them: [..., d_h/2]."""
+        if self.encoding is TimeEncoding.POSITION:
+            return position
+        tau = torch.log1p(elapsed / self.time_scale_s)
+        turned = tau[..., None] * self.phi
+        return position + turned if self.encoding is TimeEncoding.SUM else torch.cat([position, turned], dim=-1)
 
     @staticmethod
     def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

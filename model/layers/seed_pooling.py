@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels.activations import activate
+from kernels.dispatch import GDPAParams, Jagged, gdpa, seed_pooling
+from model.layers.jagged import JaggedHistory
 from model.layers.tokens import length_mask
 
 _MASKED = -3.0e4
@@ -70,6 +72,26 @@ class AttentionPooling(nn.Module):
             weights = activate(scores, self.activation, head_dim=1)  # keys beyond a history are 0, and so is Act(0)
         return self.out((weights @ v).transpose(1, 2).flatten(2))  # empty history: v is zero, so is this
 
+    def jagged(self, s: Tensor, history: JaggedHistory) -> Tensor:
+        """The same on jagged rows s [N, d_e]: H [B, n_seeds, d_e]."""
+        summary = self.attend_jagged(s, history)
+        return F.layer_norm(summary, summary.shape[-1:])
+
+    def attend_jagged(self, s: Tensor, history: JaggedHistory) -> Tensor:
+        """`attend` on jagged rows s [N, d_e]."""
+        seeds = self.to_q(F.layer_norm(self.seeds, self.seeds.shape[-1:])).unflatten(-1, (self.heads, -1))
+        k = self.to_k(F.layer_norm(s, s.shape[-1:])).unflatten(-1, (self.heads, -1))
+        v = self.to_v(s).unflatten(-1, (self.heads, -1))
+        if self.activation is None:
+            found = seed_pooling(seeds, k, v, history.offsets)  # [B, n_seeds, H, d_h]
+        else:
+            count, samples = seeds.shape[0], history.samples
+            starts = torch.arange(samples + 1, device=s.device, dtype=torch.int32) * count
+            rows = Jagged(starts, k_offsets=history.offsets, max_length=count)
+            queries = seeds.expand(samples, -1, -1, -1).flatten(0, 1)
+            found = gdpa(queries, k, v, GDPAParams(self.activation, seeds.shape[-1] ** -0.5), rows).unflatten(0, (-1, count))
+        return self.out(found.flatten(2))
+
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
@@ -91,4 +113,8 @@ class HierarchicalSeedPooling(AttentionPooling):
 
     def forward(self, s: Tensor, lengths: Tensor) -> Tensor:
         summary = self.compress(self.attend(s, lengths))
+        return F.layer_norm(summary, summary.shape[-1:])
+
+    def jagged(self, s: Tensor, history: JaggedHistory) -> Tensor:
+        summary = self.compress(self.attend_jagged(s, history))
         return F.layer_norm(summary, summary.shape[-1:])

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels.dispatch import window_attention as jagged_window_attention
 from kernels.gdpa.reference import rms_norm
 from kernels.window.block import block_attention
 from kernels.window.padded import window_attention, window_attention_dense
 from model.architectures.kunlun.options import Attention, NormPlacement, TowerConfig
 from model.architectures.kunlun.stack import StackConfig
+from model.layers.jagged import JaggedHistory
 from model.layers.rote import RotaryTemporal
 from model.layers.tokens import length_mask
 
@@ -28,6 +30,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(tower.width, tower.width, bias=False)
         self.rote = RotaryTemporal(tower.width // tower.heads, config.time_scale_s, config.time_encoding)
         self.attend, self.window = attention_form(tower, cap)
+        self.in_blocks = self.attend is block_attention
 
     def forward(self, s: Tensor, age_s: Tensor, lengths: Tensor) -> Tensor:
         x = s if self.is_post_norm else F.layer_norm(s, s.shape[-1:])
@@ -36,6 +39,16 @@ class SelfAttention(nn.Module):
         mixed = self.attend(q, k, v, lengths, self.window)  # [B, H, T, d_h]
         mixed = self.out(mixed.transpose(1, 2).flatten(2))
         s = s + mixed * length_mask(lengths, s.shape[1]).unsqueeze(-1)
+        return F.layer_norm(s, s.shape[-1:]) if self.is_post_norm else s
+
+    def jagged(self, s: Tensor, history: JaggedHistory) -> Tensor:
+        """The same on jagged rows s [N, d_e]."""
+        x = s if self.is_post_norm else F.layer_norm(s, s.shape[-1:])
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in self.qkv(x).chunk(3, -1))  # [N, H, d_h]
+        q, k = self.rote.jagged(rms_norm(q), rms_norm(k), history)
+        offsets, longest = (history.blocks(self.window), self.window) if self.in_blocks else (history.offsets, history.cap)
+        mixed = jagged_window_attention(q, k, v, offsets, self.window, max_length=longest)
+        s = s + self.out(mixed.flatten(1))
         return F.layer_norm(s, s.shape[-1:]) if self.is_post_norm else s
 
 

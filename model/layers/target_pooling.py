@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels.gdpa.reference import rms_norm
+from model.layers.jagged import JaggedHistory
 from model.layers.served_form import is_served_form, padded_to_cap
 from model.layers.tokens import length_mask
 
@@ -48,11 +49,20 @@ class TargetKeys(nn.Module):
         self.recency = nn.Parameter(torch.zeros(width))
 
     def forward(self, s: Tensor, age_s: Tensor, lengths: Tensor) -> TargetMemory:
-        tau = torch.log1p(age_s / self.time_scale_s).unsqueeze(-1)
-        keys = rms_norm(self.to_k(F.layer_norm(s, s.shape[-1:])) + tau * self.recency)
+        keys = self._keys(s, age_s)
         steps = self.cap if is_served_form() else s.shape[1]
         bias = (1.0 - length_mask(lengths, steps)) * _ABSENT
         return TargetMemory(padded_to_cap(keys, self.cap), padded_to_cap(self.to_v(s), self.cap), bias)
+
+    def jagged(self, s: Tensor, history: JaggedHistory) -> TargetMemory:
+        """Last S as jagged rows [N, d_e] → the same memory, padded to the cap."""
+        bias = (1.0 - length_mask(history.lengths, self.cap)) * _ABSENT
+        return TargetMemory(history.padded(self._keys(s, history.age_s)), history.padded(self.to_v(s)), bias)
+
+    def _keys(self, s: Tensor, age_s: Tensor) -> Tensor:
+        """Keys of rows S [..., d_e] with ages [...]."""
+        tau = torch.log1p(age_s / self.time_scale_s).unsqueeze(-1)
+        return rms_norm(self.to_k(F.layer_norm(s, s.shape[-1:])) + tau * self.recency)
 
 
 class TargetPooling(nn.Module):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from model.architectures.base import EMBEDDING_DEVIATION
 from model.architectures.kunlun.options import EventTokens
 from model.architectures.terms import PRODUCT_WIDTH
+from model.layers.jagged import JaggedHistory
 
 PLACE_DEVIATION = 0.5
 """Of the vectors of places at start; attributes are lifted to about as much."""
@@ -72,15 +73,22 @@ class HistoryTokens(nn.Module):
         )
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        steps = torch.arange(features.shape[1], device=lengths.device)
+        tokens = self._tokens(features, lengths[:, None] - 1 - steps if self.places is not None else None)
+        return tokens * length_mask(lengths, features.shape[1]).unsqueeze(-1)  # places of padding are masked here
+
+    def jagged(self, history: JaggedHistory) -> Tensor:
+        """The same on jagged rows: [N, width]."""
+        return self._tokens(history.features, history.place if self.places is not None else None)
+
+    def _tokens(self, features: Tensor, place: Tensor | None) -> Tensor:
+        """`place`: counted from the newest event, which has 0."""
         if self.mask is not None:
             features = features * self.mask(features)
         lifted = self.lift(features)
-        if self.places is not None:
-            steps = torch.arange(features.shape[1], device=lengths.device)
-            place = (lengths[:, None] - 1 - steps).clamp(0, self.places.shape[0] - 1)  # 0: the newest; of padding: masked below
-            lifted = lifted + self.places[place]
-        tokens = self.mix(F.silu(lifted))
-        return tokens * length_mask(lengths, features.shape[1]).unsqueeze(-1)
+        if self.places is not None and place is not None:
+            lifted = lifted + self.places[place.clamp(0, self.places.shape[0] - 1)]
+        return self.mix(F.silu(lifted))
 
 
 def length_mask(lengths: Tensor, steps: int) -> Tensor:

@@ -15,6 +15,7 @@ from kernels.gdpa.reference import rms_norm
 from model.architectures.kunlun.config import KunlunConfig
 from model.architectures.kunlun.stack import StackConfig
 from model.architectures.terms import FeatureWidths
+from model.layers.jagged import JaggedHistory
 from model.layers.kunlun_layer import HistoryInput, KunlunLayer, Sequence, event_module
 from model.layers.tokens import FlatTokens, HistoryTokens
 
@@ -29,7 +30,7 @@ class UserLayer(KunlunLayer):
         self.state_project = nn.Linear(config.width, config.candidate.width, bias=False)
 
     def forward(
-        self, x: Tensor, s: dict[str, Tensor], h: dict[str, Tensor], sequences: Mapping[str, Sequence]
+        self, x: Tensor, s: dict[str, Tensor], h: dict[str, Tensor], sequences: Mapping[str, Sequence | JaggedHistory]
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Tensor]:
         """(X, S, H) → (X, S, H, R_l)."""
         x, s, h, summary = self.advance(x, s, h, sequences)
@@ -46,9 +47,18 @@ class UserStream(nn.Module):
         self.layers = nn.ModuleList(UserLayer(config, widths.caps, layer) for layer in range(config.layers))
 
     def forward(self, user: Tensor, histories: Mapping[str, HistoryInput]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        x = self.user_tokens(user)
         s = {e: self.history_tokens[event_module(e)](h.features, h.lengths) for e, h in histories.items()}
-        sequences = {e: Sequence(h.age_s, h.lengths) for e, h in histories.items()}
+        return self._run(self.user_tokens(user), s, {e: Sequence(h.age_s, h.lengths) for e, h in histories.items()})
+
+    def jagged(self, user: Tensor, histories: Mapping[str, JaggedHistory]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The same from jagged histories; last S are jagged rows."""
+        tokens = {e: self.history_tokens[event_module(e)] for e in histories}
+        s = {e: network.jagged(histories[e]) for e, network in tokens.items() if isinstance(network, HistoryTokens)}
+        return self._run(self.user_tokens(user), s, histories)
+
+    def _run(
+        self, x: Tensor, s: dict[str, Tensor], sequences: Mapping[str, Sequence | JaggedHistory]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         h: dict[str, Tensor] = {}
         states = []
         for layer in self.layers:

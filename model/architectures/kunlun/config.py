@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from model.architectures.base import ArchitectureConfig
 from model.architectures.kunlun import flops
-from model.architectures.kunlun.options import CandidateStreamConfig, Positive, TargetPoolingConfig, TokenHeadConfig
+from model.architectures.kunlun.options import CandidateStreamConfig, Pffn, Positive, TargetPoolingConfig, TokenHeadConfig
 from model.architectures.kunlun.stack import StackConfig
 from model.architectures.terms import FeatureWidths, ProductWidths, Terms
 from model.schema import Schema
@@ -72,6 +72,12 @@ class KunlunConfig(StackConfig):
         if mix.attentive:
             inner = (*inner, mix.fm_rank * self.width)
         return ProductWidths(streams, inner)
+
+    @property
+    def has_jagged_form(self) -> bool:
+        """The ragged operators know one activation for all heads and no product that differs per row."""
+        one = isinstance(self.activation, str) or len(set(self.activation)) == 1
+        return one and self.pffn is not Pffn.GENERATED_LINEAR
 
     def graphs(self, schema: Schema) -> tuple[EncodeGraph, ScoreGraph]:
         from model.architectures.kunlun.graphs import KunlunEncode, KunlunScore

@@ -10,6 +10,7 @@ from model.architectures.graphs import EncodeGraph, Given, ScoreGraph, beside, f
 from model.architectures.kunlun.config import KunlunConfig, memory_states
 from model.architectures.terms import FeatureWidths
 from model.layers.candidate_stream import CandidateStream
+from model.layers.jagged import JaggedHistory
 from model.layers.kunlun_layer import HistoryInput, event_module
 from model.layers.target_pooling import TargetKeys, TargetMemory
 from model.layers.user_stream import UserStream
@@ -23,7 +24,7 @@ class KunlunEncode(EncodeGraph):
     def __init__(self, schema: Schema, config: KunlunConfig) -> None:
         super().__init__(schema, config)
         widths = FeatureWidths.of(schema)
-        self.events = tuple(widths.caps)
+        self.caps = dict(widths.caps)
         self.stream = UserStream(config, widths)
         self.target_keys = nn.ModuleDict()
         if config.target_pooling is not None:
@@ -33,11 +34,23 @@ class KunlunEncode(EncodeGraph):
                 )
 
     def encode(self, given: Given) -> tuple[Tensor, ...]:
-        histories = histories_of(given, self.events)
+        histories = histories_of(given, self.caps)
         states, last = self.stream(features(given, "user"), histories)
         if self.target_keys:
             for event, history in histories.items():
                 states += self.target_keys[event_module(event)](last[event], history.age_s, history.lengths)
+        return tuple(states)
+
+    def encode_jagged(self, given: Given) -> tuple[Tensor, ...]:
+        histories = {
+            event: JaggedHistory(features(given, event), given[f"{event}_age"], given[f"{event}_offsets"], cap)
+            for event, cap in self.caps.items()
+        }
+        states, last = self.stream.jagged(features(given, "user"), histories)
+        for event, history in histories.items():
+            keys = self.target_keys[event_module(event)] if self.target_keys else None
+            if isinstance(keys, TargetKeys):
+                states += keys.jagged(last[event], history)
         return tuple(states)
 
 
