@@ -65,7 +65,7 @@ kernels-check: $(STAMP) ## all about the kernels that needs no GPU: interpreter 
 	$(BIN)/python -m kernels.aot check --cpu loadtest.cpu_graph
 
 system-deps: ## the few Debian packages that some tests use (needs root)
-	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus g++
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus haproxy g++
 
 clean: ## remove the virtual environment and everything generated
 	rm -rf $(VENV) runs dist build

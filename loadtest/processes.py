@@ -50,35 +50,65 @@ class RunningServer:
         os.kill(self.pid, signal.SIGKILL)
 
 
+class ServerProcess:
+    """``kunlun serve`` as a platform runs it: started, stopped, killed, started again; one at a time in a `workdir`."""
+
+    def __init__(self, arguments: Sequence[str], workdir: Path) -> None:
+        self._arguments, self._ready, self._log = tuple(arguments), workdir / "server.ready", workdir / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        workdir.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        """Start it; it is not ready yet."""
+        self._ready.unlink(missing_ok=True)
+        with self._log.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kunlun.cli", "serve", *self._arguments, "--ready-file", str(self._ready)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )
+
+    def wait_until_ready(self, timeout_s: float = 120) -> RunningServer:
+        """Raises `StageFailed` when it ends or takes longer."""
+        process, deadline = self.process, time.monotonic() + timeout_s
+        while not self._ready.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise StageFailed("kunlun serve did not become ready:\n" + self._log.read_text()[-2000:])
+            time.sleep(0.02)
+        facts = json.loads(self._ready.read_text())
+        return RunningServer(facts["address"], facts["metrics"], facts["store"], facts["pid"])
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The process, which must have been started."""
+        assert self._process is not None
+        return self._process
+
+    def stop(self, timeout_s: float = 30, *, may_be_dead: bool = False) -> None:
+        """SIGTERM, and wait until it has ended; raises `StageFailed` unless with status 0 (or dead before)."""
+        self.process.send_signal(signal.SIGTERM)
+        if self.process.wait(timeout=timeout_s) != 0 and not may_be_dead:
+            raise StageFailed(f"kunlun serve ended with status {self.process.returncode}:\n" + self._log.read_text()[-2000:])
+
+    def close(self) -> None:
+        """End it at once, if it still runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()  # ends a stopped process, too
+            self._process.wait()
+
+
 @contextmanager
 def serving(arguments: Sequence[str], workdir: Path, timeout_s: float = 120) -> Iterator[RunningServer]:
     """Start ``kunlun serve``, wait until it is ready, and stop it gracefully at the end; one at a time in a `workdir`."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    ready, log = workdir / "server.ready", workdir / "server.log"
-    ready.unlink(missing_ok=True)
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kunlun.cli", "serve", *arguments, "--ready-file", str(ready)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
+    process = ServerProcess(arguments, workdir)
     try:
-        deadline = time.monotonic() + timeout_s
-        while not ready.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise StageFailed("kunlun serve did not become ready:\n" + log.read_text()[-2000:])
-            time.sleep(0.02)
-        facts = json.loads(ready.read_text())
-        server = RunningServer(facts["address"], facts["metrics"], facts["store"], facts["pid"])
+        process.start()
+        server = process.wait_until_ready(timeout_s)
         yield server
-        process.send_signal(signal.SIGTERM)
-        if process.wait(timeout=30) != 0 and not server.is_killed:
-            raise StageFailed(f"kunlun serve ended with status {process.returncode}:\n" + log.read_text()[-2000:])
+        process.stop(may_be_dead=server.is_killed)
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        process.close()
 
 
 def wait_until(condition: Callable[[], bool], else_say: str, limit_s: float) -> None:

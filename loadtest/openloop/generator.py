@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import uvloop
 from numpy.typing import NDArray
 from pydantic import Field
 
+from kunlun.routing import user_metadata
 from kunlun.v1 import events_pb2, ranker_pb2, types_pb2
 from loadtest.openloop.messages import read_messages, write_messages
 from loadtest.openloop.workload import Plan, Workload, draw, of_length
@@ -137,25 +139,30 @@ def rank_messages(plan: Plan, names: Names, items: int) -> list[bytes]:
 
 
 class Generator:
-    """Sends planned requests over one channel."""
+    """Sends planned requests over one channel, or over several in turn, as many clients would."""
 
     def __init__(self, plan: Plan, messages: list[bytes], names: Names, items: int, prefix: str) -> None:
         self._plan, self._messages, self._names, self._items, self._prefix = plan, messages, names, items, prefix
         count = len(plan)
+        users = (ranker_pb2.RankRequest.FromString(message).user_id for message in messages)
+        self._metadata = [user_metadata(user) for user in users]
         self._sent, self._latency = np.full(count, np.nan), np.full(count, np.nan)
         self._acknowledged, self._event = np.full(count, np.nan), np.full(count, np.nan)
         self._status = ["UNSENT"] * count
         self._replies = [b""] * count
         self._start = 0.0
 
-    async def run(self, address: str, ready_s: float = READY_S) -> Sample:
+    async def run(self, address: str, ready_s: float = READY_S, channels: int = 1) -> Sample:
         """One run; returns when every call has ended. Raises `ConnectionError` when no server answers within `ready_s`."""
         plan = self._plan
-        async with grpc.aio.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
-            self._rank: Any = channel.unary_unary(RANK)
-            self._record: Any = channel.unary_unary(RECORD)
+        # Without a pool of its own, a channel shares the connections of others to the same address.
+        options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", int(channels > 1))]
+        async with AsyncExitStack() as stack:
+            opened = [await stack.enter_async_context(grpc.aio.insecure_channel(address, options)) for _ in range(channels)]
+            self._ranks: list[Any] = [channel.unary_unary(RANK) for channel in opened]
+            self._record: Any = opened[0].unary_unary(RECORD)
             try:
-                await asyncio.wait_for(channel.channel_ready(), ready_s)
+                await asyncio.wait_for(asyncio.gather(*(channel.channel_ready() for channel in opened)), ready_s)
             except TimeoutError as error:
                 raise ConnectionError(
                     f"expected a server at {address}, none answered within {ready_s:g} s; start it"
@@ -183,7 +190,9 @@ class Generator:
         plan, scheduled = self._plan, self._start + self._plan.at[number]
         now = time.monotonic()
         self._sent[number] = now - self._start
-        call = self._rank(self._messages[number], timeout=max(1e-3, plan.deadline_s[number] - (now - scheduled)))
+        left_s = max(1e-3, plan.deadline_s[number] - (now - scheduled))
+        rank = self._ranks[number % len(self._ranks)]
+        call = rank(self._messages[number], timeout=left_s, metadata=self._metadata[number])
         if (patience := plan.cancel_after_s[number]) == patience:
             asyncio.get_running_loop().call_later(patience, call.cancel)
         try:
@@ -208,8 +217,9 @@ class Generator:
             time_ms=at_ms,
             attributes=_columns(self._names.event_attributes),
         )
+        message = events_pb2.RecordEventsRequest(events=[event]).SerializeToString()
         try:
-            await self._record(events_pb2.RecordEventsRequest(events=[event]).SerializeToString(), timeout=5)
+            await self._record(message, timeout=5, metadata=user_metadata(event.user_id))
         except grpc.aio.AioRpcError:
             return
         self._acknowledged[number], self._event[number] = time.time() * 1e3, at_ms
@@ -260,6 +270,7 @@ def main() -> int:
         help="a mapping in YAML with the fields of Workload, e.g. '{rate: 50, seconds: 10}'",
     )
     parser.add_argument("--names", default="{}", help="the same with the fields of Names (default: the synthetic log's)")
+    parser.add_argument("--channels", type=int, default=1, help="connections, used in turn (default: 1)")
     parser.add_argument("--cpu", type=int, help="pin the generator to this CPU")
     parser.add_argument("--output", type=Path, help="write every request's figures here (.npz)")
     parser.add_argument("--plot", type=Path, help="write a plot of latencies here (.png or .svg)")
@@ -278,7 +289,7 @@ def main() -> int:
     else:
         messages = rank_messages(plan, names, workload.items)
     generator = Generator(plan, messages, names, workload.items, arguments.event_prefix)
-    sample = uvloop.run(generator.run(arguments.server))
+    sample = uvloop.run(generator.run(arguments.server, channels=arguments.channels))
     if arguments.output is not None:
         sample.save(arguments.output)
     if arguments.replies is not None:

@@ -80,21 +80,35 @@ def send(
     messages: Path | None = None,
 ) -> Run:
     """Send one run from a process pinned to `cpu`; `messages`: requests to send in place of the workload's own."""
+    before = counters(server)
+    summary, sample, replies = generate(server.address, workload, cpu, keep_replies=keep_replies, messages=messages)
+    return Run(workload, summary, sample, counters(server) - before, replies)
+
+
+def generate(
+    address: str,
+    workload: Workload,
+    cpu: int | None = None,
+    *,
+    keep_replies: bool = False,
+    messages: Path | None = None,
+    channels: int = 1,
+) -> tuple[dict[str, Any], Sample, tuple[ranker_pb2.RankResponse | None, ...]]:
+    """The same to any address, a balancer's perhaps: the generator's summary and sample, and the replies if kept."""
     with tempfile.TemporaryDirectory(prefix="kunlun-load-") as directory:
         sample, replies = Path(directory, "sample.npz"), Path(directory, "replies.bin")
-        command = [sys.executable, "-m", "loadtest.openloop", "--server", server.address]
+        command = [sys.executable, "-m", "loadtest.openloop", "--server", address]
         command += ["--workload", workload.model_dump_json(), "--output", str(sample)]
         command += ["--event-prefix", f"{os.getpid()}-{time.time_ns()}-{next(_runs)}"]
+        command += ["--channels", str(channels)]
         command += [] if cpu is None else ["--cpu", str(cpu)]
         command += ["--replies", str(replies)] if keep_replies else []
         command += [] if messages is None else ["--messages", str(messages)]
         limit_s = workload.seconds + SLACK_S + workload.deadline_ms / 1e3
-        before = counters(server)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=limit_s)
-        counted = counters(server) - before
         summary = json.loads(done.stdout.strip().splitlines()[-1])
         parsed = tuple(_read_replies(replies)) if keep_replies else ()
-        return Run(workload, summary, Sample.load(sample), counted, parsed)
+        return summary, Sample.load(sample), parsed
 
 
 def _read_replies(path: Path) -> list[ranker_pb2.RankResponse | None]:

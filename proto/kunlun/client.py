@@ -3,7 +3,8 @@
 One `Client` per process is enough: it is thread-safe and keeps its connections. Every call has a
 deadline that covers all its attempts. Calls that the server refused for now (UNAVAILABLE, RESOURCE_EXHAUSTED
 with retry advice, or CANCELLED by a server that was stopping) are repeated after the advised pause, with
-jitter, while the deadline allows; all calls are safe to repeat (events carry their ids).
+jitter, while the deadline allows; all calls are safe to repeat (events carry their ids). Calls about one user carry
+a header made of its id (`kunlun.routing`), by which a balancer can keep a user's calls on one server.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import grpc
 
 from kunlun.errors import FieldViolation, KunlunError, wire_fields
+from kunlun.routing import Metadata, user_metadata
 from kunlun.v1 import (
     events_pb2,
     events_pb2_grpc,
@@ -124,7 +126,7 @@ class Client:
             *(include_timings, after, request_id, model, version, time_ms),
             priority=priority,
         ).message()
-        return RankReply.of(self._call(self._ranker.Rank, message, timeout_s))
+        return RankReply.of(self._call(self._ranker.Rank, message, timeout_s, user_metadata(user_id)))
 
     def rank_stream(self, queries: Iterable[RankQuery], *, timeout_s: float | None = None) -> Iterator[StreamReply]:
         """Rank many queries over one stream; replies come as they are ready, matched by `request_id`.
@@ -146,7 +148,9 @@ class Client:
     def record_events(self, events: Sequence[Event], *, timeout_s: float | None = None) -> EventToken:
         """Append events to users' histories; returns once they are stored. Raises `KunlunError`."""
         message = events_pb2.RecordEventsRequest(events=[event.message() for event in events])
-        reply: events_pb2.RecordEventsResponse = self._call(self._events.RecordEvents, message, timeout_s)
+        users = {event.user_id for event in events}
+        about = user_metadata(users.pop()) if len(users) == 1 else ()
+        reply: events_pb2.RecordEventsResponse = self._call(self._events.RecordEvents, message, timeout_s, about)
         return EventToken(reply.event_token, reply.stored, reply.duplicates)
 
     def put_items(
@@ -175,7 +179,8 @@ class Client:
     def forget_user(self, user_id: str, *, timeout_s: float | None = None) -> bool:
         """Delete everything stored of a user (features, histories); False when nothing was. Raises `KunlunError`."""
         message = events_pb2.ForgetUserRequest(user_id=user_id)
-        reply: events_pb2.ForgetUserResponse = self._call(self._events.ForgetUser, message, timeout_s)
+        about = user_metadata(user_id)
+        reply: events_pb2.ForgetUserResponse = self._call(self._events.ForgetUser, message, timeout_s, about)
         return reply.deleted
 
     def report_outcomes(self, outcomes: Sequence[Outcome], *, timeout_s: float | None = None) -> int:
@@ -192,11 +197,11 @@ class Client:
             return False
         return (1, _HEALTH_SERVING) in wire_fields(reply)
 
-    def _call(self, method: Callable[..., T], message: Any, timeout_s: float | None) -> T:
+    def _call(self, method: Callable[..., T], message: Any, timeout_s: float | None, metadata: Metadata = ()) -> T:
         deadline = time.monotonic() + (timeout_s or self._timeout_s)
         for attempt in range(self._retries + 1):
             try:
-                return method(message, timeout=max(deadline - time.monotonic(), 0.001))
+                return method(message, timeout=max(deadline - time.monotonic(), 0.001), metadata=metadata)
             except grpc.RpcError as failure:
                 error = KunlunError.of(failure)
                 pause_s = _pause_s(error, attempt)

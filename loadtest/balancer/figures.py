@@ -1,0 +1,52 @@
+"""What scenarios measure, and what they wait for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from loadtest.balancer.replicas import Replica
+from loadtest.balancer.traffic import Balancer
+from loadtest.openloop.generator import Sample
+from loadtest.processes import wait_until
+from loadtest.prometheus_text import total
+
+LIMIT_S = 90.0
+"""For what must come; long, since machines may be busy."""
+
+
+def failures(sample: Sample) -> dict[str, int]:
+    """How many calls ended with which code, but OK."""
+    return {code: count for code, count in Counter(sample.status).items() if code != "OK"}
+
+
+def common(sample: Sample) -> dict[str, Any]:
+    """Calls, failures, and latencies in ms."""
+    latency = sample.latency_s[sample.answered] * 1e3
+    p50, p99 = np.quantile(latency, [0.5, 0.99]).tolist() if len(latency) else (float("nan"), float("nan"))
+    return {
+        "calls": len(sample.at),
+        "failed": sum(failures(sample).values()),
+        "codes": failures(sample),
+        "p50_ms": round(p50, 1),
+        "p99_ms": round(p99, 1),
+    }
+
+
+def answered_by(replica: Replica) -> float:
+    """Ranks that a replica has answered since it was started."""
+    return total(replica.metrics(), "kunlun_rank_rungs_total")
+
+
+def wait_until_flowing(replicas: Sequence[Replica]) -> None:
+    """Until every one of the replicas, which have just been started, has answered a call."""
+    wait_until(lambda: all(answered_by(replica) > 0 for replica in replicas), "not every replica got a call", LIMIT_S)
+
+
+def wait_until_taken_in(balancer: Balancer, replicas: Sequence[Replica]) -> None:
+    """Until the balancer sends calls to exactly these replicas."""
+    wanted = {replica.address for replica in replicas}
+    wait_until(lambda: balancer.healthy() == wanted, f"{balancer.name} did not send calls to {sorted(wanted)} alone", LIMIT_S)

@@ -1,0 +1,105 @@
+"""A real HAProxy with the configuration of `deploy/haproxy`; addresses and ports alone are changed."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from loadtest.balancer.replicas import free_ports
+from loadtest.processes import wait_until
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+LOOPBACK = "127.0.0.1"
+BIND = re.compile(r"^frontend (\w+)\n    bind :\d+", re.MULTILINE)
+TEMPLATE = re.compile(r"^    server-template .*$", re.MULTILINE)
+BACKENDS = ("rankers", "rankers_by_user")
+CONNECTIONS = """
+# What a balancer of connections does (a Kubernetes Service, an L4 load balancer): it never looks inside one.
+defaults
+    mode tcp
+    timeout connect 500ms
+    timeout client 1h
+    timeout server 1h
+
+listen by_connection
+    bind {address}
+    balance roundrobin
+    default-server check inter 200ms fall 1 rise 1
+{servers}
+"""
+
+
+class HAProxyProcess:
+    """A running HAProxy: `address` balances by load, `by_user` by user, `by_connection` connections alone."""
+
+    name = "HAProxy"
+
+    def __init__(self, ports: dict[str, int], replicas: Sequence[str]) -> None:
+        self.address, self.by_user = f"{LOOPBACK}:{ports['by_load']}", f"{LOOPBACK}:{ports['by_user']}"
+        self.by_connection = f"{LOOPBACK}:{ports['by_connection']}"
+        self._stats, self._replicas = f"http://{LOOPBACK}:{ports['stats']}/stats;csv", replicas
+
+    def healthy(self) -> set[str]:
+        """Addresses of the replicas that get calls."""
+        up = [{row["svname"] for row in self._servers(b) if row["status"].startswith("UP")} for b in BACKENDS]
+        return {self._replicas[int(name[1:])] for name in set.intersection(*up)}
+
+    def repeated(self) -> int:
+        """Calls that HAProxy has sent once more so far."""
+        rows = [row for backend in BACKENDS for row in self._servers(backend)]
+        return sum(int(row["wretr"] or 0) + int(row["wredis"] or 0) for row in rows)
+
+    def _servers(self, backend: str) -> list[dict[str, str]]:
+        return [row for row in self._rows() if row["# pxname"] == backend and re.fullmatch(r"r\d+", row["svname"])]
+
+    def _rows(self) -> list[dict[str, str]]:
+        with urllib.request.urlopen(self._stats, timeout=10) as reply:
+            return list(csv.DictReader(reply.read().decode().splitlines()))
+
+    def is_live(self) -> bool:
+        """True when it answers."""
+        try:
+            return bool(self._rows())
+        except OSError:
+            return False
+
+
+def is_installed() -> bool:
+    """Whether there is a HAProxy on this machine."""
+    return shutil.which("haproxy") is not None
+
+
+@contextmanager
+def haproxy(workdir: Path, replicas: Sequence[str]) -> Iterator[HAProxyProcess]:
+    """Balancing over `replicas` (host:port), which need not be up."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = CONFIG.read_text(encoding="utf-8")
+    names = [*BIND.findall(text), "by_connection"]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    servers = "\n".join(f"    server r{number} {address}" for number, address in enumerate(replicas))
+    text = BIND.sub(lambda found: f"frontend {found[1]}\n    bind {LOOPBACK}:{ports[found[1]]}", text)
+    text = TEMPLATE.sub(servers, text)
+    text += CONNECTIONS.format(address=f"{LOOPBACK}:{ports['by_connection']}", servers=servers)
+    file, log = workdir / "haproxy.cfg", workdir / "haproxy.log"
+    file.write_text(text, encoding="utf-8")
+    with log.open("w") as output:
+        process = subprocess.Popen(["haproxy", "-db", "-f", str(file)], stdout=output, stderr=subprocess.STDOUT)
+    try:
+        running = HAProxyProcess(ports, replicas)
+
+        def is_live() -> bool:
+            if process.poll() is not None:
+                raise RuntimeError(f"haproxy ended with status {process.returncode}:\n{log.read_text()[-2000:]}")
+            return running.is_live()
+
+        wait_until(is_live, "haproxy did not start", 60)
+        yield running
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,43 @@
+"""A replica is added under load: how long until it gets its share of the calls."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from loadtest.balancer.figures import LIMIT_S, answered_by, common, wait_until_flowing
+from loadtest.balancer.replicas import Replica, start_all
+from loadtest.balancer.traffic import Source
+
+CHANNELS = 12
+"""Connections of the callers."""
+
+WINDOW_S, STEP_S = 2.0, 0.2
+ENOUGH = 0.8
+"""Part of its fair share, over a window, from which a replica is taken to have it: counts of a few dozen calls scatter."""
+
+
+def new_replica(address: str, replicas: Sequence[Replica], source: Source, *, calls: int, rate: float) -> dict[str, Any]:
+    """Figures of one run to a balancer at `address`; the last of `replicas` is the new one."""
+    old, new = replicas[:-1], replicas[-1]
+    start_all(old)
+    with source.to(address, calls, rate, channels=CHANNELS) as traffic:
+        wait_until_flowing(old)
+        new.start()
+        new.wait_until_ready()
+        ready, share_s, share = time.monotonic(), float("nan"), 0.0
+        counts: deque[tuple[float, list[float]]] = deque()
+        while traffic.is_running and time.monotonic() - ready < LIMIT_S:
+            counts.append((time.monotonic(), [answered_by(replica) for replica in replicas]))
+            while counts[-1][0] - counts[0][0] > WINDOW_S:
+                counts.popleft()
+            rise = [late - early for early, late in zip(counts[0][1], counts[-1][1], strict=True)]
+            share = rise[-1] / max(1.0, sum(rise))
+            if share >= ENOUGH / len(replicas):
+                share_s = time.monotonic() - ready
+                break
+            time.sleep(STEP_S)
+        sample = traffic.sample
+    return common(sample) | {"share_after_s": round(share_s, 1), "connections": CHANNELS}

@@ -1,0 +1,64 @@
+"""Open-loop calls through a balancer, one attempt each, while something happens to the replicas behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from loadtest.openloop.generator import Sample
+from loadtest.openloop.run import generate
+from loadtest.openloop.workload import Workload
+
+DEADLINE_MS = 10_000.0
+"""Generous: what is asked here is whether a call is lost."""
+
+
+class Balancer(Protocol):
+    """What Envoy and HAProxy have in common here."""
+
+    name: str
+    address: str
+    by_user: str
+
+    def healthy(self) -> set[str]:
+        """Addresses of the replicas that get calls."""
+        ...
+
+    def repeated(self) -> int:
+        """Calls that it has sent once more so far."""
+        ...
+
+
+@dataclass
+class Traffic:
+    """A run under way; `sample` is what became of it."""
+
+    future: Future[Sample]
+
+    @property
+    def is_running(self) -> bool:
+        return not self.future.done()
+
+    @property
+    def sample(self) -> Sample:
+        """Waits for the end."""
+        return self.future.result()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Makes runs: `base` is their workload; `messages` are requests in place of the workload's own."""
+
+    base: Workload
+    messages: Path | None = None
+
+    @contextmanager
+    def to(self, address: str, calls: int, rate: float, *, channels: int = 1) -> Iterator[Traffic]:
+        """`calls` calls at `rate` per second, in the background; the block's end waits for theirs."""
+        workload = self.base.model_copy(update={"rate": rate, "seconds": calls / rate, "deadline_ms": DEADLINE_MS})
+        with ThreadPoolExecutor(1) as pool:
+            yield Traffic(pool.submit(lambda: generate(address, workload, messages=self.messages, channels=channels)[1]))
