@@ -5,8 +5,12 @@ Tracing the graphs takes the better part of a minute, so the artifact is kept in
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,8 @@ from serving.engines.open import build_engine
 from tests.serving.random_artifact import build_artifact
 
 ROOT = Path(__file__).parents[2]
+KEPT_S = 24 * 3600.0
+"""Artifacts of other states of the sources stay this long: another session may be using one."""
 
 
 def _sources_digest() -> str:
@@ -32,23 +38,35 @@ def _engine_digest() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One test session at a time builds in `folder`."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _kept_artifact(request: pytest.FixtureRequest, preset: str) -> Artifact:
     assert request.config.cache is not None
     kept = request.config.cache.mkdir(f"kunlun-random-artifact-{preset.replace('_', '-')}")
     repository = kept / _sources_digest()
-    try:
-        return open_artifact(repository / "random" / "1")
-    except ArtifactError:
-        for old in kept.iterdir():
-            shutil.rmtree(old)
-        return build_artifact(repository, preset=preset)
+    with _alone(kept):
+        try:
+            return open_artifact(repository / "random" / "1")
+        except ArtifactError:
+            for old in kept.iterdir():
+                if old == repository or (old.is_dir() and old.stat().st_mtime < time.time() - KEPT_S):
+                    shutil.rmtree(old)
+            return build_artifact(repository, preset=preset)
 
 
 def _kept_engine(artifact: Artifact, *, fused_block: bool = False) -> Path:
-    cache = artifact.path.parent.parent / f".engines-{_engine_digest()}{'-fused' if fused_block else ''}"
-    if not cache.is_dir() or not any(cache.iterdir()):
-        built = build_engine(artifact, cache=cache, precision="f32", threads=1, fused_block=fused_block)
-        assert built.path is not None
+    repository = artifact.path.parent.parent
+    cache = repository / f".engines-{_engine_digest()}{'-fused' if fused_block else ''}"
+    with _alone(repository.parent):
+        if not cache.is_dir() or not any(cache.iterdir()):
+            built = build_engine(artifact, cache=cache, precision="f32", threads=1, fused_block=fused_block)
+            assert built.path is not None
     return cache
 
 
