@@ -18,7 +18,7 @@ from model.signature import (
 from serving.engines.base import Session
 from serving.engines.cache import ParityFigures
 
-GATES = {"f32": (1e-5, 1e-5), "bf16": (5e-3, 3e-2)}
+GATES = {"f32": (1e-5, 1e-5), "f16": (1e-3, 5e-3), "bf16": (5e-3, 3e-2)}
 """Largest |Δ probability|, and largest |Δ state| relative to the state's largest value, by precision.
 
 bf16 carries 8 bits, so a state is off by a percent of its largest value; what counts is what is served:
