@@ -116,7 +116,7 @@ def _ratings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
-    """Raise `UsageError` for a flag of another source and for an input that is missing."""
+    """Raise `UsageError` for a flag of another source, for an input that is missing and for a seed that is none."""
     if arguments.source == "synthetic":
         if arguments.input is not None or arguments.schema is not None:
             raise UsageError("--input and --schema: not for --source synthetic; the generator has its own schema")
@@ -126,14 +126,14 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         for flag in flags:
             if source != arguments.source and getattr(arguments, flag) is not None:
                 raise UsageError(f"--{flag.replace('_', '-')}: only for --source {source}")
+    if arguments.seed < 0:
+        raise UsageError(f"--seed: expected at least 0, found {arguments.seed}")
 
 
 def _synthetic(arguments: argparse.Namespace) -> dict[str, Any]:
     from model.data.synthetic import generate, synthetic_schema
     from model.data.synthetic_world import SyntheticConfig
 
-    if arguments.seed < 0:
-        raise UsageError(f"--seed: expected at least 0, found {arguments.seed}")
     for flag, least in (("requests", 1), ("users", 1), ("shards", 1), ("items", SyntheticConfig.max_shown), ("history_cap", 2)):
         found = getattr(arguments, flag)
         if found is not None and found < least:

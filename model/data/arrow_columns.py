@@ -133,8 +133,9 @@ def _numbers(table: pa.Table, name: str, rows: int, dtype: Any, missing: float) 
 def _labels(table: pa.Table, name: str, rows: int) -> NDArray[np.float32]:
     """Labels 0 and 1, NaN where unknown."""
     labels = _numbers(table, name, rows, np.float32, np.nan)
-    if np.any((labels != 0) & (labels != 1) & ~np.isnan(labels)):
-        raise FieldError(f"requests.parquet: {name}", "labels 0, 1 or null", str(np.nanmax(labels)))
+    wrong = labels[(labels != 0) & (labels != 1) & ~np.isnan(labels)]
+    if len(wrong):
+        raise FieldError(f"requests.parquet: {name}", "labels 0, 1 or null", f"{wrong[0]:g}")
     return labels
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -142,6 +142,11 @@ def write_log(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def entity_columns(identity: str, rows: Mapping[Any, Mapping[str, Any]], features: Sequence[Feature]) -> dict[str, list[Any]]:
+    """Columns of items.parquet or users.parquet from values by id and feature; what is not there is missing."""
+    return {identity: list(rows), **{f.name: [row.get(f.name) for row in rows.values()] for f in features}}
 
 
 def check_output(target: Path) -> None:

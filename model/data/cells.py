@@ -108,10 +108,14 @@ def time_ms_of(cell: str, column: str, unit: TimeUnit) -> int:
             moment = datetime.fromisoformat(cell)
         except ValueError:
             raise CellRejected(f"{column}: expected a time in ISO 8601, found other text") from None
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-    value = number_of(cell, column)
-    if unit is TimeUnit.SECONDS and value > 1e11:
-        raise CellRejected(f"{column}: expected seconds since the epoch, found a far future; milliseconds (--time-unit ms)?")
-    if value < 0:
-        raise CellRejected(f"{column}: expected a time since the epoch, found a negative number")
-    return int(value * 1000) if unit is TimeUnit.SECONDS else int(value)
+        time_ms = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    else:
+        value = number_of(cell, column)
+        if unit is TimeUnit.SECONDS and value > 1e11:
+            raise CellRejected(
+                f"{column}: expected seconds since the epoch, found a far future; milliseconds (--time-unit ms)?"
+            )
+        time_ms = round(value * 1000) if unit is TimeUnit.SECONDS else int(value)
+    if not 0 <= time_ms < 1 << 62:
+        raise CellRejected(f"{column}: expected a time since the epoch, found one before it or too far after it")
+    return time_ms

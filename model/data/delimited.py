@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,5 +76,5 @@ class Delimited:
                 is_zipped = raw.read(2) == b"\x1f\x8b"
                 raw.seek(0)
                 yield io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if is_zipped else raw, encoding="utf-8-sig", newline="")
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"{self.path}: cannot be read: {error}") from error

@@ -3,7 +3,7 @@
 A training example needs its user's events up to a moment, anywhere in the log, which row groups cannot be asked for. So the
 Parquet files are read once, some thousand rows at a time, and written as fixed-width arrays: requests in time order with
 their shown items, events by user and arrival. The files lie in ``.mapped`` beside them (or in `cache`), are made anew when the
-Parquet files change, and appear complete or not at all.
+Parquet files change, and appear complete or not at all; of several processes that need them one makes them, the others wait.
 
 In memory, for every request and user a few numbers, the ids of users and items with their features, and nothing per shown
 item or event. Mapped pages that are read or written belong to the page cache, which the system takes back when it needs to.
@@ -11,9 +11,11 @@ item or event. Mapped pages that are read or written belong to the page cache, w
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +51,17 @@ def map_request_log(
     schema, target = load_schema(path / SCHEMA_FILE), cache or path / FOLDER
     wanted = _fingerprint(path, schema)
     if not _is_made_from(target, wanted):
-        if target.exists() and not (target / LAYOUT).is_file() and any(target.iterdir()):
+        if target.exists() and not (target / LAYOUT).is_file() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"{target}: exists and is not a mapped log; give another folder")
         aside = target.with_name(f"{target.name}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
         try:
-            aside.mkdir(parents=True)
-            layout = {"format": FORMAT, "made_from": wanted, **LogWriter(path, schema, aside, progress).write()}
-            (aside / LAYOUT).write_text(json.dumps(layout, indent=1) + "\n", encoding="utf-8")
-            shutil.rmtree(target, ignore_errors=True)
-            aside.rename(target)
+            with _alone(target):
+                if not _is_made_from(target, wanted):  # by a process that was here before
+                    _make(path, schema, aside, target, wanted, progress)
         except FieldError as error:
             raise ConfigError(f"{path}/{error}") from error
         except OSError as error:
             raise ConfigError(f"{aside}: cannot be written: {error.strerror}; give another folder") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     return _open(path, schema, target)
 
 
@@ -79,6 +76,30 @@ def is_larger_than(directory: str | Path, available_bytes: int) -> bool:
             raise ConfigError(f"{where}: cannot be read as Parquet: {error}") from error
         total += sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     return total * PARQUET_TO_ARRAYS > available_bytes
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Wait until no other process makes the files of `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f"{target.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(
+    path: Path, schema: Schema, aside: Path, target: Path, made_from: dict[str, Any], progress: Callable[[int, int], None]
+) -> None:
+    """Write the files into `aside`, and put them where they belong."""
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        layout = {"format": FORMAT, "made_from": made_from, **LogWriter(path, schema, aside, progress).write()}
+        (aside / LAYOUT).write_text(json.dumps(layout, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _open(path: Path, schema: Schema, folder: Path) -> RequestLog:

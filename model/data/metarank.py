@@ -14,13 +14,14 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from model.config import ConfigError
-from model.data.canonical import LogFile, write_log
+from model.data.canonical import LogFile, entity_columns, write_log
 from model.data.rejects import Tally
 from model.schema import Feature, FeatureKind, IdType, Schema
 
@@ -112,8 +113,8 @@ class MetarankReader:
         }
         tables = {
             LogFile.REQUESTS: requests,
-            LogFile.ITEMS: _table("item_id", self.items, self.schema.item_features),
-            LogFile.USERS: _table("user_id", self.users, self.schema.user),
+            LogFile.ITEMS: entity_columns("item_id", self.items, self.schema.item_features),
+            LogFile.USERS: entity_columns("user_id", self.users, self.schema.user),
             LogFile.EVENTS: events,
         }
         write_log(directory, self.schema, tables, info)
@@ -165,7 +166,8 @@ class MetarankReader:
     def _events(self) -> dict[str, list[Any]]:
         """Interactions and impressions as columns.
 
-        This format knows no attributes of events: one named like an item feature is taken from the item, others stay missing.
+        This format knows no attributes of events: one that is called like an item feature, and of its kind and id type, is
+        taken from the item; others stay missing.
         """
         rows = [(event_id, *rest) for event_id, rest in self.interactions.items()]
         if IMPRESSION in {e.name for e in self.schema.events}:
@@ -177,14 +179,20 @@ class MetarankReader:
         names = ("event_id", "user_id", "type", "item_id", "time_ms")
         columns: dict[str, list[Any]] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         columns["arrival_ms"] = columns["time_ms"]
+        known = {(f.name, f.kind, f.id_type) for f in self.schema.item_features}
         for event in self.schema.events:
             for f in event.attributes:
-                of_item = columns["item_id"] if f in self.schema.item_features else ()
-                values = [self.items.get(item, {}).get(f.name) for item in of_item] or [None] * len(rows)
+                is_of_item = (f.name, f.kind, f.id_type) in known
                 columns[f"{event.name}.{f.name}"] = [
-                    value if kind == event.name else None for kind, value in zip(columns["type"], values, strict=True)
+                    self._of_item(item, f) if is_of_item and kind == event.name else None
+                    for kind, item in zip(columns["type"], columns["item_id"], strict=True)
                 ]
         return columns
+
+    def _of_item(self, item: Any, attribute: Feature) -> Any:
+        """What an item says of an attribute, cut to the values that the attribute may have."""
+        value = self.items.get(item, {}).get(attribute.name)
+        return value[: attribute.max_values] if isinstance(value, list) else value
 
     def _item_id(self, value: Any) -> Any:
         if self.schema.item.id_type is IdType.STRING:
@@ -224,7 +232,7 @@ def convert_metarank(
                     reader.take(line, number)
                 if number % 500 == 0:
                     progress(raw.tell(), total)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{source}: cannot be read: {error}") from error
     progress(total, total)
     return reader.write(directory, source.name)
@@ -294,7 +302,3 @@ def _integer(value: Any) -> int:
     if not -(1 << 63) < number < 1 << 63:
         raise ValueError(value)
     return number
-
-
-def _table(identity: str, rows: dict[Any, dict[str, Any]], features: tuple[Feature, ...]) -> dict[str, list[Any]]:
-    return {identity: list(rows), **{f.name: [row.get(f.name) for row in rows.values()] for f in features}}

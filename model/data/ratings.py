@@ -26,11 +26,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.config import ConfigError
-from model.data.canonical import LogFile, check_output, id_type_of, write_log
+from model.data.canonical import LogFile, check_output, entity_columns, id_type_of, write_log
 from model.data.cells import CellRejected, TimeUnit, features_by_id, id_of, number_of, text_of, time_ms_of
 from model.data.delimited import Delimited
 from model.data.rejects import Tally
-from model.schema import Feature, FeatureKind, IdType, Schema
+from model.schema import FeatureKind, IdType, Schema
 
 ALIASES = {
     "user": ("user", "user_id", "userId", "UserID"),
@@ -112,8 +112,8 @@ def convert_ratings(
     }
     tables = {
         LogFile.REQUESTS: requests,
-        LogFile.ITEMS: _table("item_id", item_rows, schema.item_features),
-        LogFile.USERS: _table("user_id", user_rows, schema.user),
+        LogFile.ITEMS: entity_columns("item_id", item_rows, schema.item_features),
+        LogFile.USERS: entity_columns("user_id", user_rows, schema.user),
         LogFile.EVENTS: _events(read, schema),
     }
     write_log(directory, schema, tables, info)
@@ -258,7 +258,3 @@ def _events(read: _Ratings, schema: Schema) -> dict[str, Any]:
 
 def _of_type(name: str, liked: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return liked if name == LIKE else ~liked if name == DISLIKE else np.ones(len(liked), bool)
-
-
-def _table(identity: str, rows: dict[Any, dict[str, Any]], features: Sequence[Feature]) -> dict[str, list[Any]]:
-    return {identity: list(rows), **{f.name: [row.get(f.name) for row in rows.values()] for f in features}}

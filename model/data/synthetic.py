@@ -70,7 +70,8 @@ def synthetic_schema(history_cap: int | None = None) -> Schema:
     if history_cap is None:
         return schema
     caps = {CLICK: history_cap, CART: max(1, history_cap // 2)}
-    events = [e.model_dump() | {"cap": caps[e.name], "capacity": 2 * caps[e.name]} for e in schema.events]
+    sizes = {name: {"cap": cap, "capacity": max(2 * cap, read_window(cap))} for name, cap in caps.items()}
+    events = [e.model_dump() | sizes[e.name] for e in schema.events]
     return Schema.model_validate(schema.model_dump() | {"events": events})
 
 

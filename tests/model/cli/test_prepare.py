@@ -28,6 +28,12 @@ def test_one_request_is_enough(tmp_path: Path) -> None:
     assert len(load_request_log(tmp_path / "log")) == 1
 
 
+@pytest.mark.parametrize("cap", [2, 15, 40])
+def test_histories_may_be_of_any_length(tmp_path: Path, cap: int) -> None:
+    assert main(["prepare", "--output", str(tmp_path / "log"), "--requests", "30", "--history-cap", str(cap)]) == 0
+    assert [e.cap for e in load_request_log(tmp_path / "log").schema.events] == [cap, cap // 2]
+
+
 def test_metarank_reports_counts_and_rejected_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ranking = {"event": "ranking", "id": "r", "user": "u", "timestamp": "1", "items": [{"id": "a"}], "fields": []}
     (tmp_path / "in.jsonl").write_text(json.dumps(ranking) + "\n{oops\n")
@@ -45,6 +51,8 @@ def test_metarank_reports_counts_and_rejected_rows(tmp_path: Path, capsys: pytes
         (["--source", "metarank", "--input", "/nowhere.gz"], "/nowhere.gz: cannot be read"),
         (["--input", "x"], "--input and --schema: not for --source synthetic"),
         (["--requests", "0"], "--requests: expected at least 1, found 0"),
+        (["--seed", "-1"], "--seed: expected at least 0, found -1"),
+        (["--source", "ratings", "--input", "x", "--negatives", "1", "--seed", "-1"], "--seed: expected at least 0, found -1"),
     ],
 )
 def test_mistakes_are_named_with_exit_status_2(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,25 @@ def test_files_are_made_once_and_again_when_the_log_changes(tmp_path: Path) -> N
     assert len(map_request_log(tmp_path / "log", cache)) == 30
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.jpg").write_text("precious")
-    with pytest.raises(ConfigError, match="exists and is not a mapped log"):
-        map_request_log(tmp_path / "log", tmp_path / "mine")
+    for taken in (tmp_path / "mine", tmp_path / "mine" / "photo.jpg"):
+        with pytest.raises(ConfigError, match="exists and is not a mapped log"):
+            map_request_log(tmp_path / "log", taken)
+
+
+def test_two_that_need_the_files_at_once_make_them_once(tmp_path: Path) -> None:
+    generate(SyntheticConfig(requests=200), tmp_path / "log", lambda _: None)
+    told: list[tuple[int, int]] = []
+    found: list[RequestLog] = []
+    other = threading.Thread(target=lambda: found.append(map_request_log(tmp_path / "log", progress=lambda *p: told.append(p))))
+
+    def start_the_other(done: int, total: int) -> None:
+        if other.ident is None:
+            other.start()
+
+    first = map_request_log(tmp_path / "log", progress=start_the_other)
+    other.join(60)
+    assert by_id(found[0]) == by_id(first)
+    assert told == [], "the second one made them again"
 
 
 def broken(directory: Path, to: Path, file: LogFile, column: str) -> None:

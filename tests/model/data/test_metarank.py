@@ -86,9 +86,12 @@ def test_events_carry_the_item_features_that_their_type_declares(tmp_path: Path)
     genres = SCHEMA.item_features[0]
     other = Feature(name="where", kind=FeatureKind.CATEGORICAL, table="genre")
     shown = SCHEMA.event("impression").model_copy(update={"attributes": (genres, other)})
-    schema = SCHEMA.model_copy(update={"events": (SCHEMA.event("click"), shown)})
-    convert_metarank(written(tmp_path / "log", GOOD), tmp_path / "out", schema)
+    first = genres.model_copy(update={"table": "item", "max_values": 1})  # the same feature, read another way
+    clicked = SCHEMA.event("click").model_copy(update={"attributes": (first,)})
+    schema = SCHEMA.model_copy(update={"events": (clicked, shown)})
+    convert_metarank(written(tmp_path / "log", [*GOOD, click("c2", "r1", "a", 1_600)]), tmp_path / "out", schema)
     log = load_request_log(tmp_path / "out")
+    assert log.events["click"].records["genres"].tolist() == [[MISSING_KEY], string_keys(["x"], schema.hash).tolist()]
     seen = {log.item_ids[log.item_keys.tolist().index(e["item"])]: e for e in log.events["impression"].records}
     assert seen["a"]["genres"].tolist() == string_keys(["x", "y"], schema.hash).tolist()
     assert (seen["b"]["genres"] == MISSING_KEY).all()
@@ -121,6 +124,13 @@ def test_a_bad_row_is_rejected_with_reason_and_line(tmp_path: Path, bad: Any, re
     info = convert_metarank(written(tmp_path / "log", [*GOOD, bad]), tmp_path / "out", SCHEMA)
     assert info["rejected"] == {reason: {"rows": 1, "first": ["line 7"]}}
     assert len(load_request_log(tmp_path / "out")) == 3
+
+
+def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:
+    whole = written(tmp_path / "log", GOOD, zipped=True)
+    whole.write_bytes(whole.read_bytes()[:10] + b"\xff" * 40)
+    with pytest.raises(ConfigError, match="log: cannot be read: "):
+        convert_metarank(whole, tmp_path / "out", SCHEMA)
 
 
 def test_a_file_without_rankings_is_refused(tmp_path: Path) -> None:

@@ -199,6 +199,32 @@ def test_mistaken_flags_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert message in capsys.readouterr().err
 
 
-def test_times_may_be_fractions_of_seconds(tmp_path: Path) -> None:
-    log = converted(tmp_path, "user,item,rating,time\n1,10,4,100.5\n", RatingsConfig(time_unit=TimeUnit.SECONDS))
-    assert log.time_ms.tolist() == [100_500]
+@pytest.mark.parametrize(
+    ("cell", "unit", "time_ms"),
+    [
+        ("100.5", TimeUnit.SECONDS, 100_500),
+        ("1700000000.333", TimeUnit.SECONDS, 1_700_000_000_333),
+        ("2023-11-14T22:13:20.001", TimeUnit.ISO, 1_700_000_000_001),
+        ("1700000000001", TimeUnit.MILLISECONDS, 1_700_000_000_001),
+    ],
+)
+def test_times_are_kept_to_the_millisecond(tmp_path: Path, cell: str, unit: TimeUnit, time_ms: int) -> None:
+    log = converted(tmp_path, f"user,item,rating,time\n1,10,4,{cell}\n", RatingsConfig(time_unit=unit))
+    assert log.time_ms.tolist() == [time_ms]
+
+
+@pytest.mark.parametrize(
+    ("cell", "unit"), [("-5", TimeUnit.SECONDS), ("1969-12-31T23:59:59", TimeUnit.ISO), ("1e30", TimeUnit.MILLISECONDS)]
+)
+def test_times_that_no_log_can_hold_are_rejected(tmp_path: Path, cell: str, unit: TimeUnit) -> None:
+    text = f"user,item,rating,time\n1,10,4,{cell}\n1,11,4,2000-01-01\n1,11,4,5\n"
+    log = converted(tmp_path, text, RatingsConfig(time_unit=unit))
+    assert len(log) == 1
+    rejected = json.loads((tmp_path / "log" / "dataset.json").read_text())["rejected"]
+    assert rejected["time: expected a time since the epoch, found one before it or too far after it"]["first"] == ["line 2"]
+
+
+def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ratings.gz").write_bytes(gzip.compress(RATINGS.encode())[:10] + b"\xff" * 40)
+    with pytest.raises(ConfigError, match=r"ratings\.gz: cannot be read: "):
+        convert_ratings(Delimited(tmp_path / "ratings.gz"), tmp_path / "log", SCHEMA, RatingsConfig())
