@@ -41,7 +41,14 @@ class Dimension(StrictModel):
             raise ValueError("expected `low` below `high`")
         if self.log and (self.step is not None or self.choices or not self.low or self.low <= 0):
             raise ValueError("`log` is for ranges above 0 without `step`")
+        if self.step is not None and (self.choices or self.step <= 0 or (self.is_whole and not isinstance(self.step, int))):
+            raise ValueError("`step` is for ranges: above 0, and an integer where both ends are")
         return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether values are integers, since both ends are."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
 
     def suggest(self, trial: BaseTrial, name: str) -> Scalar:
         """A value for a trial."""
@@ -49,8 +56,8 @@ class Dimension(StrictModel):
             return trial.suggest_categorical(name, self.choices)
         assert self.low is not None
         assert self.high is not None
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(name, self.low, self.high, log=self.log, step=int(self.step or 1))
+        if self.is_whole:
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
         return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
 
     @property

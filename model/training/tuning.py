@@ -2,7 +2,8 @@
 
 The study lives in ``study.journal`` of its directory, an append-only file, so a search that was killed continues: finished
 trials count, the one that was running is tried again with the same values. A trial is pruned when after some evaluation its
-best NE so far is worse than the median of the others at that point. Of trials only the best keeps its weights.
+best NE so far is worse than the median of the others at that point. One that diverges, or whose values are each valid but do
+not go together, fails and the search goes on. Of trials only the best keeps its weights.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from model.training.run import BEST, CHECKPOINT
 from model.training.search_space import Dimension, Scalar, with_values
 
 JOURNAL, ABOUT, TABLE, BEST_CONFIG, TRIALS = "study.journal", "study.json", "results.csv", "best.yaml", "trials"
+
+
+class ValuesDoNotFit(ConfigError):
+    """Values that make no training configuration together."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Search:
                 self.study.tell(trial, self._try(trial, observer))
             except optuna.TrialPruned:
                 self.study.tell(trial, state=TrialState.PRUNED)
-            except TrainingDiverged as error:
+            except (TrainingDiverged, ValuesDoNotFit) as error:
                 observer.note(f"trial {trial.number}: {error}")
                 self.study.tell(trial, state=TrialState.FAIL)
             self._tidy()
@@ -97,7 +102,7 @@ class Search:
             ended(self.rows()[trial.number])
             failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
             if len(failed) > trials + 10:
-                raise ConfigError(f"{self.path}: {len(failed)} trials diverged; narrow the learning rates of the space")
+                raise ConfigError(f"{self.path}: {len(failed)} trials diverged or had values that do not fit; narrow the space")
 
     def rows(self) -> list[Row]:
         """All trials in order."""
@@ -110,7 +115,10 @@ class Search:
 
     def _try(self, trial: Trial, observer: Observer) -> float:
         values = {name: dimension.suggest(trial, name) for name, dimension in self.space.items()}
-        config = with_values(self.base, values)[0].model_copy(update={"refit_on_validation": False})
+        try:
+            config = with_values(self.base, values)[0].model_copy(update={"refit_on_validation": False})
+        except ConfigError as error:
+            raise ValuesDoNotFit(str(error)) from error
         evaluations: list[float] = []
 
         def evaluated(line: dict[str, Any]) -> None:
@@ -139,7 +147,7 @@ class Search:
 
     def _tidy(self) -> None:
         best = self.best()
-        for folder in (self.path / TRIALS).iterdir():
+        for folder in (self.path / TRIALS).glob("*"):
             for part in (CHECKPOINT, *(() if best is not None and folder == self._folder(best.number) else (BEST,))):
                 shutil.rmtree(folder / part, ignore_errors=True)
 

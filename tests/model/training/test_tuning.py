@@ -54,6 +54,8 @@ def test_values_go_to_dotted_paths_and_into_presets() -> None:
         ("optimizer.dense_lr: {low: 0, high: 0.01, log: true}", "`log` is for ranges above 0"),
         ("epochs: {low: 0, high: 3}", "epochs: 0 does not fit: .*greater than or equal to 1; found 0"),
         ("epochs: {choices: [1], low: 2}", "give either `choices` or `low` and `high`"),
+        ("epochs: {low: 1, high: 3, step: 0}", "`step` is for ranges: above 0, and an integer where both ends are"),
+        ("epochs: {low: 1, high: 3, step: 0.5}", "`step` is for ranges: above 0, and an integer where both ends are"),
         ("{}", "expected at least one field to vary, found none"),
     ],
 )
@@ -100,6 +102,18 @@ def test_a_search_that_was_killed_tries_the_same_values_again(log: RequestLog, t
         a_search(tmp_path / "search", log, resume=True, space="epochs: {choices: [1, 2]}")
     with pytest.raises(ConfigError, match="no search to resume"):
         a_search(tmp_path / "other", log, resume=True)
+
+
+def test_values_that_do_not_go_together_fail_and_the_search_goes_on(log: RequestLog, tmp_path: Path) -> None:
+    """`tiny` has two experts, so user tokens between the ends, which are tried beforehand, may not be divisible by them."""
+    search = a_search(tmp_path / "search", log, space="model.user_tokens: {low: 4, high: 6}")
+    search.study.enqueue_trial({"model.user_tokens": 5})
+    search.study.enqueue_trial({"model.user_tokens": 4})
+    notes: list[str] = []
+    search.run(1, Observer(note=notes.append), lambda _: None)
+    assert [(row.state, row.values["model.user_tokens"]) for row in search.rows()] == [("fail", 5), ("complete", 4)]
+    assert any("user_tokens 5 must be a multiple of user_interaction.experts 2" in note for note in notes)
+    assert a_search(tmp_path / "search", log, resume=True, space="model.user_tokens: {low: 4, high: 6}").finished == 1
 
 
 def test_trials_worse_than_the_median_are_pruned(log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
