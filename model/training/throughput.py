@@ -2,19 +2,23 @@
 
 FLOPs of a step are three times those of its forward pass (one forward, two backward products per product), by the formulas
 that serving is priced with (`model.flops`). *Useful* counts every request's real history lengths, *padded* the lengths
-that the batch is padded to, in the form that runs. A share of the same peak (`model.training.peak`), so their ratio is what
-padding costs. Embedding gathers and optimizers do no matrix products and count as time only.
+that the batch is padded to, in the form that engines run. Where that form has every history at its cap, or meets the states
+of all requests (`exact`, target pooling, baselines that keep events in their state), training runs less than *padded* says.
+Both are shares of one peak (`model.training.peak`). Embedding gathers and optimizers do no matrix products: time only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from model.flops import FlopModel
 from model.training.batches import Batch
 
 FORWARD_AND_BACKWARD = 3.0
+Terms = TypeVar("Terms")
+KEPT_TERMS = 1 << 16
+"""Combinations of lengths whose terms are remembered at a time."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Work:
 
 @dataclass
 class BatchFlops:
-    """Work of batches. Terms of every combination of lengths that occurred are kept, as the same ones come again and again."""
+    """Work of batches. Terms of combinations of lengths are remembered, as the same ones come again and again."""
 
     model: FlopModel
     _encode: dict[tuple[int, ...], float] = field(default_factory=dict)
@@ -83,15 +87,21 @@ class BatchFlops:
     def _encode_flops(self, names: list[str], lengths: tuple[int, ...]) -> float:
         found = self._encode.get(lengths)
         if found is None:
-            found = self._encode[lengths] = self.model.encode(dict(zip(names, lengths, strict=True))).total
+            found = self.model.encode(dict(zip(names, lengths, strict=True))).total
+            _remember(self._encode, lengths, found)
         return found
 
     def _score_flops(self, names: list[str], lengths: tuple[int, ...], shown: int) -> float:
         found = self._score.get(lengths)
         if found is None:
             own = dict(zip(names, lengths, strict=True))
-            found = self._score[lengths] = (
-                self.model.score(1, 0, lengths=own).total,
-                self.model.score(0, 1, lengths=own).total,
-            )
+            found = self.model.score(1, 0, lengths=own).total, self.model.score(0, 1, lengths=own).total
+            _remember(self._score, lengths, found)
         return found[0] + shown * found[1]
+
+
+def _remember(known: dict[tuple[int, ...], Terms], lengths: tuple[int, ...], terms: Terms) -> None:
+    """Keep the terms of `lengths`, and no more than a log of any size can fill memory with."""
+    if len(known) >= KEPT_TERMS:
+        known.clear()
+    known[lengths] = terms

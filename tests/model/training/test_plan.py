@@ -134,6 +134,19 @@ def test_work_of_a_batch_follows_the_formulas(log: RequestLog) -> None:
     assert work.padding == pytest.approx(1 - sum(map(sum, map(dict.values, lengths))) / (5 * sum(longest.values())))
 
 
+def test_remembered_terms_do_not_grow_with_the_log(log: RequestLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = BatchMaker(log, FeatureEncoder(log.schema, fit_features(log, np.arange(100))))
+    bounded, fresh = (BatchFlops(flop_model(log.schema, TrainConfig(model="tiny").model)) for _ in range(2))
+    for start in range(0, 100, 20):
+        batch = maker.batch(np.arange(start, start + 20))
+        monkeypatch.setattr("model.training.throughput.KEPT_TERMS", 3)
+        found = bounded.work(batch)
+        monkeypatch.setattr("model.training.throughput.KEPT_TERMS", 1 << 16)
+        assert found == fresh.work(batch)
+    assert len(bounded._encode) <= 3 < len(fresh._encode)
+    assert len(bounded._score) <= 3
+
+
 def test_mfu_is_work_by_time_and_peak() -> None:
     two = Work(2, 10, 3e9, 4e9, 5, 10, 0.5) + Work(2, 10, 3e9, 4e9, 5, 10, 0.5)
     assert two.figures(100e9) == {
