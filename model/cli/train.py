@@ -20,7 +20,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="canonical log, as written by `kunlun prepare`")
     add_log_flags(parser)
     parser.add_argument("--output", type=Path, required=True, help="directory of this run")
-    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --output")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output from its newest checkpoint")
     parser.add_argument("--seed", type=int, help="override the configuration's seed")
     add_json_flag(parser)
 

@@ -42,14 +42,18 @@ class Observer:
 def fit_run(
     config: TrainConfig, log: RequestLog, output: Path, observer: Observer | None = None, *, resume: bool = False
 ) -> dict[str, Any]:
-    """Train into `output`; returns what ``result.json`` says. Raises `ConfigError` and `TrainingDiverged`."""
+    """Train into `output`; returns what ``result.json`` says. Raises `ConfigError` and `TrainingDiverged`.
+
+    `resume`: continue the run there from its newest checkpoint; one that was killed before its first begins again.
+    """
     observer = observer or Observer()
     split = split_of(config, log)
     for jump in label_rate_jumps(log, split.train, split.validation):
         observer.note(f"alarm: {jump}")
     if not config.refit_on_validation:
         prepared = _prepare(config, log, output, split.train, resume)
-        return _fit(prepared, log, split.train, split.validation, observer, "training", resume=resume)
+        continues = resume and has_checkpoint(output)
+        return _fit(prepared, log, split.train, split.validation, observer, "training", resume=continues)
     both = np.sort(np.concatenate([split.train, split.validation]))
     prepared, first = _prepare(config, log, output, both, resume), output / SELECTION
     if not (first / "result.json").is_file():
@@ -100,12 +104,15 @@ def _fit(
 ) -> dict[str, Any]:
     run, warm = prepared
     trainer = Trainer(run, log, train, validation, selection)
+    learner = trainer.learner
     if resume:
         trainer.resume()
-    elif warm is not None:
-        warm.fill(trainer.model, trainer.position_bias, run.encoder)
-        trainer.begin_average()
-    parameters, compute = sum(p.numel() for p in trainer.model.parameters()), trainer.compute
+    else:
+        run.forget_metrics_after(0)  # of one that was killed before its first checkpoint
+        if warm is not None:
+            warm.fill(learner.model, learner.position_bias, run.encoder)
+            learner.begin_average()
+    parameters, compute = sum(p.numel() for p in learner.model.parameters()), trainer.compute
     held_out = "" if selection else f", {len(validation):,} validation"
     observer.note(
         f"{title}: {len(train):,} training requests{held_out}; {parameters:,} parameters; "

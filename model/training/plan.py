@@ -69,10 +69,10 @@ class BatchPlan:
             return
         assert self.events is not None
         per_sort = max(1, round(self.config.sort_batches * len(order) / self.batches))
-        for number, start in enumerate(range(0, len(order), per_sort)):
+        for turn, start in enumerate(range(0, len(order), per_sort)):
             part = order[start : start + per_sort]
             # Up and down in turns, so that a batch across two parts holds requests of like length, too.
-            part = part[np.argsort(self.events[part] * (-1) ** (number % 2), kind="stable")]
+            part = part[np.argsort(self.events[part] * (-1) ** (turn % 2), kind="stable")]
             order[start : start + per_sort] = part
         bounds = self._bounds(self.work[order])
         group = max(1, round(self.batches * self.config.shuffle_requests / len(order)))

@@ -7,10 +7,9 @@ run continues with the same batches and the same noise. The learning rate is a f
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,28 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model.config import ConfigError
 from model.data.request_log import RequestLog
 from model.flops import flop_model
 from model.training.alarms import TrainingDiverged, describe_step
-from model.training.averaging import weight_average
 from model.training.batches import Batch, BatchMaker
 from model.training.config import OnNaN
 from model.training.device import Compute
 from model.training.finish import Parts, Selection, calibrate, write_references
-from model.training.forward import PositionBias, masked_bce, raw_logits
-from model.training.hiding import input_dropout
+from model.training.learner import Learner
 from model.training.negative_sampling import sample_negatives
-from model.training.optimizers import Optimizers
 from model.training.peak import peak_flops
 from model.training.plan import BatchPlan, evaluations
 from model.training.predict import labels_and_weights, predict_logits
 from model.training.prefetch import prefetched
 from model.training.progress import Progress, Since
 from model.training.run import BEST, CHECKPOINT, TrainingRun, write_json
-from model.training.running_statistics import RunningStatistics
 from model.training.throughput import BatchFlops, Work
 from model.training.validation import mean_ne
 
@@ -48,7 +42,7 @@ METRICS_EVERY_S = 10.0
 
 
 class Trainer:
-    """Owns model, optimizers and the run directory during training. With a `selection` it trains without validation."""
+    """Owns the run directory and what learns during training. With a `selection` it trains without validation."""
 
     def __init__(
         self,
@@ -72,26 +66,17 @@ class Trainer:
         self.maker = BatchMaker(log, run.encoder)
         self.sample = sample_negatives(log, train, self.config)
         self.parts = Parts(train, validation, self.sample.shares)
-        torch.manual_seed(self.config.seed)
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self.compute = Compute.resolve(self.config.device, self.config.precision)
         self.peak_flops = peak_flops(self.compute, self.config.peak_flops)
-        device, tasks = self.compute.device, run.schema.tasks
-        self.model = run.new_model().to(device)  # drawn on the host, so the same on every device
-        self.position_bias = PositionBias(len(tasks)).to(device)
-        self.task_weights = torch.tensor([t.weight for t in tasks], device=device)
-        self.dropout = input_dropout(self.model, self.config.augment)
-        self.running = RunningStatistics(self.model)
-        self.flops = BatchFlops(flop_model(run.schema, self.model.config))
+        self.flops = BatchFlops(flop_model(run.schema, self.config.model))
         self.plan = self._plan()
-        divisors = self.plan.examples_per_batch(self.sample.known)
-        self.examples = None if divisors is None else torch.tensor(divisors, dtype=torch.float32, device=device)
         self.total_steps = self.planned_steps = self.plan.batches * self.config.epochs
         if selection is not None:
             self.total_steps, self.planned_steps = selection.steps(self.plan.batches, self.config)
-        self.optimizers = Optimizers(self.model, self.position_bias, self.config.optimizer, self.planned_steps)
-        self.begin_average()
+        examples = self.plan.examples_per_batch(self.sample.known)
+        self.learner = Learner(run, self.compute, self.planned_steps, examples)
         self.state: dict[str, Any] = {
             "step": 0, "seconds": 0.0, "best_ne": None, "worse": 0, "stopped": "", "skipped": 0,
         }  # fmt: skip
@@ -101,28 +86,21 @@ class Trainer:
         """Continue from the newest checkpoint; ``metrics.jsonl`` forgets what came after it."""
         state, groups = self.run.load(CHECKPOINT)
         self.state |= state
-        self.model.load_state_dict(groups["model"])
-        self.position_bias.load_state_dict(groups["position"])
-        self.optimizers.restore(groups)
-        if self.average is not None:
-            self.average.restore(groups)
+        self.learner.restore(groups)
         self.run.forget_metrics_after(self.state["step"])
-
-    def begin_average(self) -> None:
-        """Begin the average of weights, if there is to be one, with those of now."""
-        self.average = weight_average(self.model, self.position_bias, self.config.optimizer.average_decay)
 
     def fit(self, report: Callable[[Progress], None], evaluated: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Train to the end (or to `patience`, or `max_seconds`); returns and stores the result."""
         saved_at = time.monotonic()
         while self.state["step"] < self.total_steps and not self.state["stopped"]:
             epoch, first = divmod(self.state["step"], self.plan.batches)
+            due = self._evaluations(epoch)
             jobs = itertools.islice(enumerate(self.plan.epoch(epoch)), first, None)
             with closing(prefetched(jobs, partial(self._make, epoch), self.config.prefetch)) as batches:
                 began = time.perf_counter()
-                for batch, work, requests in batches:
+                for number, (batch, work, requests) in enumerate(batches, first + 1):
                     report(self._step(epoch, batch, work, requests, began))
-                    if self._is_evaluation_due():
+                    if number in due:
                         evaluated(self._evaluate(epoch))
                     limit = self.config.max_seconds if self.selection is None else None
                     if limit is not None and self.state["seconds"] >= limit:
@@ -150,61 +128,39 @@ class Trainer:
         return batch.pinned(self.compute.device), self.flops.work(batch), requests
 
     def _step(self, epoch: int, batch: Batch, work: Work, requests: NDArray[np.int64], began: float) -> Progress:
-        """One update, or none when something is not finite. The step waits for the device once, when that is read."""
+        """One update, or none when something is not finite."""
         step = self.state["step"]
-        torch.manual_seed((self.config.seed << 32) + step)
-        self.model.train()
-        self.running.remember()
-        batch = batch.to(self.compute.device)
-        with self.compute.autocast():
-            logits = raw_logits(self.model, batch, self.dropout).float()
-        if self.config.position_debias:
-            logits = logits + self.position_bias(batch.positions)
-        loss = masked_bce(logits, batch.labels, self.task_weights, self.examples)
-        self.optimizers.zero_grad()
-        loss.backward()
-        norm, squares = self.optimizers.dense_norm(), self.optimizers.sparse_square()
-        found, *others = torch.stack([loss.detach(), norm, squares]).tolist()
-        if all(map(math.isfinite, (found, *others))):
-            self.optimizers.clip(norm)
-            if self.average is not None:
-                self.average.before_step()
-            self.optimizers.step(step)
-            if self.average is not None:
-                self.average.after_step()
-        else:
-            self.running.restore()
-            self._not_finite(epoch, found, requests)
+        loss, is_taken = self.learner.update(batch, step)
+        if not is_taken:
+            self._not_finite(epoch, loss, requests)
         self.state["step"] = step + 1
         spent = time.perf_counter() - began
         self.state["seconds"] += spent
-        self.since.add(replace(work, seconds=spent), found)
+        self.since.add(replace(work, seconds=spent), loss)
         if time.monotonic() - self.since.began > METRICS_EVERY_S:
             self._write_metrics(self._line(epoch))
-        return Progress(epoch, step + 1, self.total_steps, found, self.since.work.figures(self.peak_flops))
+        return Progress(epoch, step + 1, self.total_steps, loss, self.since.work.figures(self.peak_flops))
 
     def _not_finite(self, epoch: int, loss: float, requests: NDArray[np.int64]) -> None:
         """Note a step that must not reach the weights; raises `TrainingDiverged` unless it may be skipped."""
         step, self.state["skipped"] = self.state["step"], self.state["skipped"] + 1
-        named = [*self.model.named_parameters(), *self.position_bias.named_parameters(prefix="position")]
         ids = [self.maker.log.request_ids[r] for r in requests.tolist()]
-        file, what = describe_step(self.run, dict(named), step, epoch, loss, ids)
+        file, what = describe_step(self.run, self.learner.named_parameters(), step, epoch, loss, ids)
         end = f"{what} at step {step}; train again with a lower dense_lr or sparse_lr (requests and parameters: {file})"
         if self.config.on_nan is OnNaN.STOP:
             raise TrainingDiverged(end)
         if self.state["skipped"] > self.config.max_skipped_steps:
             raise TrainingDiverged(f"{end}; {self.config.max_skipped_steps} steps had been skipped before (max_skipped_steps)")
 
-    def _is_evaluation_due(self) -> bool:
-        """At the end of every epoch, and before it as often as makes `evaluations_per_epoch`."""
+    def _evaluations(self, epoch: int) -> frozenset[int]:
+        """After which of its batches, from 1, an epoch is evaluated: the last, and others as `evaluations_per_epoch` asks."""
         if self.selection is not None:
-            return False
-        epoch, before = divmod(self.state["step"] - 1, self.plan.batches)
-        return before + 1 in evaluations(self.plan.batches, self.config.evaluations_per_epoch, epoch)
+            return frozenset()
+        return evaluations(self.plan.batches, self.config.evaluations_per_epoch, epoch)
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
-        with self._averaged():
-            logits = predict_logits(self.model, self.maker, self.parts.held_out, calibrated=False)
+        with self.learner.averaged():
+            logits = predict_logits(self.learner.model, self.maker, self.parts.held_out, calibrated=False)
             labels, weights = labels_and_weights(self.maker, self.parts.held_out)
             ne = mean_ne(logits, labels, weights, self.sample.shares)
             line = self._line(epoch) | {"validation_ne": ne}
@@ -212,15 +168,12 @@ class Trainer:
             if self.state["best_ne"] is None or ne < self.state["best_ne"]:
                 self.state |= {"best_ne": ne, "worse": 0}
                 kept = {name: line[name] for name in ("step", "epoch", "seconds", "validation_ne")}
-                self.run.save(BEST, kept, self._weights())
+                self.run.save(BEST, kept, self.learner.weights())
             else:
                 self.state["worse"] += 1
                 if self.config.patience is not None and self.state["worse"] >= self.config.patience:
                     self.state["stopped"] = "patience"
         return line
-
-    def _averaged(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.average is None else self.average.swapped_in()
 
     def _line(self, epoch: int) -> dict[str, Any]:
         """What ``metrics.jsonl`` says of the steps since its last line."""
@@ -233,31 +186,25 @@ class Trainer:
         self.run.append_metrics(line)
         self.since = Since()
 
-    def _weights(self) -> dict[str, dict[str, Tensor]]:
-        return {"model": self.model.state_dict(), "position": self.position_bias.state_dict()}
-
     def _checkpoint(self) -> None:
-        groups = self._weights() | self.optimizers.tensors()
-        if self.average is not None:
-            groups |= self.average.tensors()
-        self.run.save(CHECKPOINT, self.state, groups)
+        self.run.save(CHECKPOINT, self.state, self.learner.tensors())
 
     def _finish(self) -> dict[str, Any]:
         """Calibrate the best weights (of a refit the last ones) and leave what serving needs; the model ends on the CPU."""
-        epoch = self.state["step"] // self.plan.batches
+        epoch = max(0, self.state["step"] - 1) // self.plan.batches  # of the last step
         if self.selection is not None:
-            with self._averaged():
+            with self.learner.averaged():
                 chosen = self.selection.run.result["best"]["validation_ne"]
                 place = {"step": self.state["step"], "epoch": epoch, "seconds": round(self.state["seconds"], 2)}
-                self.run.save(BEST, place | {"validation_ne": chosen}, self._weights())
+                self.run.save(BEST, place | {"validation_ne": chosen}, self.learner.weights())
         elif self.state["best_ne"] is None:
             self._evaluate(epoch)
         self._checkpoint()
         best_state, groups = self.run.load(BEST)
-        self.model.load_state_dict(groups["model"])
-        self.position_bias.load_state_dict(groups["position"])
-        calibrations = calibrate(self.run, self.model, self.maker, self.parts, self.selection)
-        self.run.save(BEST, best_state, self._weights())
+        self.learner.load(groups)
+        model = self.learner.model
+        calibrations = calibrate(self.run, model, self.maker, self.parts, self.selection)
+        self.run.save(BEST, best_state, self.learner.weights())
         result = {
             "steps": self.state["step"],
             "steps_per_epoch": self.plan.batches,
@@ -268,7 +215,7 @@ class Trainer:
             "best": best_state,
             "calibration": {k: c.model_dump() for k, c in calibrations.items()},
             "device": {"name": self.compute.name, "precision": self.compute.precision.value, "peak_flops": self.peak_flops},
-            **write_references(self.run, self.model.cpu(), self.maker, self.parts),
+            **write_references(self.run, model.cpu(), self.maker, self.parts),
         }
         write_json(self.run.path / "result.json", result)
         return result

@@ -35,13 +35,13 @@ def a_trainer(log: RequestLog, path: Path, config: TrainConfig = CONFIG) -> Trai
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_requests_and_parameters(log: RequestLog, tmp_path: Path) -> None:
     trainer = a_trainer(log, tmp_path / "run")
-    name, parameter = next((n, p) for n, p in trainer.model.score_candidates.named_parameters() if p.dim() == 1)
+    name, parameter = next((n, p) for n, p in trainer.learner.model.score_candidates.named_parameters() if p.dim() == 1)
     with torch.no_grad():
         parameter[0] = float("nan")
-    weights = trainer.model.tables.weight("item").detach().clone()
+    weights = trainer.learner.model.tables.weight("item").detach().clone()
     with pytest.raises(TrainingDiverged, match=r"weights are not finite in score_.* at step 0; train again with a lower"):
         trainer.fit(lambda _: None, lambda _: None)
-    assert torch.equal(trainer.model.tables.weight("item").detach(), weights)
+    assert torch.equal(trainer.learner.model.tables.weight("item").detach(), weights)
     report = json.loads((tmp_path / "run" / "alarms" / "step-0000000.json").read_text())
     assert report["step"] == report["epoch"] == 0
     assert set(report["requests"]) < set(log.request_ids)
@@ -58,7 +58,7 @@ def overflowing(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     def overflow(*arguments: Tensor) -> Tensor:
         return masked_bce(*arguments) * (float("inf") if next(counter) in steps else 1.0)
 
-    monkeypatch.setattr("model.training.trainer.masked_bce", overflow)
+    monkeypatch.setattr("model.training.learner.masked_bce", overflow)
 
 
 def test_steps_that_are_not_finite_are_skipped_when_asked_and_counted(
@@ -69,7 +69,7 @@ def test_steps_that_are_not_finite_are_skipped_when_asked_and_counted(
     result = trainer.fit(lambda p: losses.append(p.loss), lambda _: None)
     assert [number for number, x in enumerate(losses) if not np.isfinite(x)] == [3, 5]
     assert result["skipped"] == 2
-    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert all(torch.isfinite(p).all() for p in trainer.learner.model.parameters())
     assert sorted(f.name for f in (tmp_path / "run" / "alarms").iterdir()) == ["step-0000003.json", "step-0000005.json"]
     assert json.loads((tmp_path / "run" / "alarms" / "step-0000003.json").read_text())["loss"] == "inf"
 
@@ -84,16 +84,16 @@ def test_a_skipped_step_leaves_running_statistics_as_they_were(
             batch.items.dense.fill_(float("nan"))
         return raw_logits(model, batch, dropout)
 
-    monkeypatch.setattr("model.training.trainer.raw_logits", poisoned)
+    monkeypatch.setattr("model.training.learner.raw_logits", poisoned)
     config = {"model": {"architecture": "din", "activation": "dice"}, "batch_requests": 40, "threads": 1, "on_nan": "skip"}
     trainer = a_trainer(log, tmp_path / "run", parse_config(config))
     result = trainer.fit(lambda _: None, lambda _: None)
     assert result["skipped"] == 1
-    buffers = {n: b for n, b in trainer.model.named_buffers() if "running" in n}
+    buffers = {n: b for n, b in trainer.learner.model.named_buffers() if "running" in n}
     assert buffers
     for name, buffer in buffers.items():
         assert torch.isfinite(buffer).all(), name
-    counts = {int(b) for n, b in trainer.model.named_buffers() if n.endswith("num_batches_tracked")}
+    counts = {int(b) for n, b in trainer.learner.model.named_buffers() if n.endswith("num_batches_tracked")}
     assert counts == {result["steps"] - 1}
 
 

@@ -15,8 +15,8 @@ from model.data.split import split_requests
 from model.training.config import OptimizerConfig, RefitLength, TrainConfig
 from model.training.evaluation import evaluate_run
 from model.training.fit_run import Observer, fit_run
-from model.training.run import CHECKPOINT, SELECTION, TrainingRun
-from model.training.trainer import Trainer
+from model.training.plan import evaluations
+from model.training.run import CHECKPOINT, SELECTION, TrainingRun, has_checkpoint
 
 CONFIG = TrainConfig(
     model="tiny",
@@ -138,13 +138,37 @@ def test_a_refit_that_was_killed_ends_as_one_that_was_not(
         assert torch.equal(a, b), name
 
 
+def test_metrics_of_a_refit_that_was_killed_before_its_first_checkpoint_are_not_kept(
+    log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.training.trainer.METRICS_EVERY_S", -1.0)
+    with pytest.raises(Killed):
+        fit_run(REFIT, log, tmp_path / "run", killed_at(19))  # 16 steps select
+    result = fit_run(REFIT, log, tmp_path / "run", resume=True)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, result["steps"] + 1))
+
+
+def test_the_evaluations_of_an_epoch_are_found_once(log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every step: an epoch may have a hundred thousand."""
+    asked: list[int] = []
+
+    def counted(batches: int, wanted: int, epoch: int) -> frozenset[int]:
+        asked.append(epoch)
+        return evaluations(batches, wanted, epoch)
+
+    monkeypatch.setattr("model.training.trainer.evaluations", counted)
+    fit_run(CONFIG, log, tmp_path / "run")
+    assert asked == [0, 1]
+
+
 def test_metrics_hold_every_evaluation_once_after_a_kill(
     log: RequestLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.training.trainer.METRICS_EVERY_S", -1.0)  # a line per step
     with pytest.raises(Killed):
         fit_run(CONFIG, log, tmp_path / "run", killed_at(5))
-    monkeypatch.setattr(Trainer, "resume", lambda self: self.run.forget_metrics_after(0))  # as from a checkpoint at 0
+    assert not has_checkpoint(tmp_path / "run"), "it begins again"
     fit_run(CONFIG, log, tmp_path / "run", resume=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "validation_ne" not in line]

@@ -69,7 +69,7 @@ def test_training_learns_and_leaves_everything_that_serving_needs(log: RequestLo
     assert np.all(np.diff(prior["keys"]) > 0)
     assert prior["rates"].shape == (len(prior["keys"]), 1)
     restored = run.load_model()
-    for (name, a), (_, b) in zip(trainer.model.state_dict().items(), restored.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(trainer.learner.model.state_dict().items(), restored.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
 
 
@@ -91,7 +91,8 @@ def test_a_resumed_run_continues_with_the_same_losses(log: RequestLog, tmp_path:
     rest: list[float] = []
     resumed.fit(lambda p: rest.append(p.loss), lambda _: None)
     assert rest == losses[11:]
-    for (name, a), (_, b) in zip(whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True):
+    ours, wanted = (trainer.learner.model.state_dict() for trainer in (resumed, whole))
+    for (name, a), (_, b) in zip(ours.items(), wanted.items(), strict=True):
         assert torch.equal(a, b), name
     assert (tmp_path / "cut" / CHECKPOINT / "state.json").is_file()
 
