@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -18,7 +19,10 @@ import yaml
 
 from loadtest.processes import wait_until
 
-RULES = Path(__file__).parents[1] / "deploy" / "prometheus" / "online_ne.rules.yaml"
+RULES = Path(__file__).parents[1] / "deploy" / "prometheus"
+"""Directory of the ``*.rules.yaml`` that we ship."""
+
+_WINDOW = re.compile(r"\[(5m|1h)\]")
 
 
 class PrometheusProcess:
@@ -58,15 +62,16 @@ def is_installed() -> bool:
 
 @contextmanager
 def prometheus(directory: Path, targets: Sequence[str], window: str) -> Iterator[PrometheusProcess]:
-    """Scraping `targets` (host:port); the rules' windows of an hour are `window` (``40s``) here, and evaluated every second."""
+    """Scraping `targets` (host:port); every window of the rules is `window` (``40s``) here, and evaluated every second."""
     directory = directory.resolve()  # Prometheus reads paths as relative to its configuration
     directory.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(directory / "data", ignore_errors=True)  # what an earlier run has seen
-    rules = RULES.read_text(encoding="utf-8").replace("[1h]", f"[{window}]").replace("interval: 30s", "interval: 1s")
-    (directory / "rules.yaml").write_text(rules, encoding="utf-8")
+    for file in RULES.glob("*.rules.yaml"):
+        rules = _WINDOW.sub(f"[{window}]", file.read_text(encoding="utf-8")).replace("interval: 30s", "interval: 1s")
+        (directory / file.name).write_text(rules, encoding="utf-8")
     config = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
-        "rule_files": [str(directory / "rules.yaml")],
+        "rule_files": [str(directory / "*.rules.yaml")],
         "scrape_configs": [{"job_name": "kunlun", "static_configs": [{"targets": list(targets)}]}],
     }
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")

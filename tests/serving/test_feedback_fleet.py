@@ -130,8 +130,8 @@ def test_the_rules_hold_what_they_promise() -> None:
     if shutil.which("promtool") is None:
         # As above.
         pytest.skip("not verified here: promtool is not installed (make system-deps)")
-    for arguments in (["check", "rules", RULES.name], ["test", "rules", "online_ne.test.yaml"]):
-        done = subprocess.run(
-            ["promtool", *arguments], cwd=RULES.parent, capture_output=True, text=True, check=False, timeout=60
-        )
+    rules, tests = (sorted(file.name for file in RULES.glob(f"*.{kind}.yaml")) for kind in ("rules", "test"))
+    assert len(rules) == len(tests) == 2
+    for arguments in (["check", "rules", *rules], ["test", "rules", *tests]):
+        done = subprocess.run(["promtool", *arguments], cwd=RULES, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
