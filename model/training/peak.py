@@ -65,9 +65,9 @@ def measured_peak(precision: Precision) -> float:
     """Of this process's CPU threads: the fastest of repeated products of `PROBE_WIDTH`² matrices."""
     dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
     a, b = (torch.ones(PROBE_WIDTH, PROBE_WIDTH, dtype=dtype) for _ in range(2))
-    fastest, ends = float("inf"), time.perf_counter() + PROBE_S
     torch.mm(a, b)
-    while time.perf_counter() < ends:
+    fastest, ends = float("inf"), time.perf_counter() + PROBE_S
+    while fastest == float("inf") or time.perf_counter() < ends:  # once at least, however busy the machine
         began = time.perf_counter()
         torch.mm(a, b)
         fastest = min(fastest, time.perf_counter() - began)
