@@ -20,8 +20,8 @@ from serving.engines.openvino_kernels.build import load
 Node = Any
 """A node of OpenVINO's Python API, which has no types."""
 
-ACTIVATIONS = {"Relu": 1, "Gelu": 4, "Swish": 5}
-"""Operator → code in `pffn_kernel.hpp`."""
+RELU, GELU_TANH, SILU = 1, 2, 3
+"""Codes of activations in `pffn_kernel.hpp`."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,7 @@ def fuse_pffn(model: Any, library: Path, *, bf16: bool) -> int:
     factory = NodeFactory()
     factory.add_extension(str(library))
     unit, fused = 32 if bf16 else 16, 0
-    for block in list(_blocks(model)):
-        keys, _, width = list(block.k.get_partial_shape())[1:]
-        if keys.is_dynamic or width.is_dynamic or keys.get_length() % unit or width.get_length() % unit:
-            continue
+    for block in [block for block in _blocks(model) if _fits(block, unit)]:
         node = factory.create("PFFN", [block.q, block.k, block.v], block.attributes | {"bf16": bf16})
         node.set_friendly_name(block.end.get_friendly_name())
         for consumer in list(block.end.output(0).get_target_inputs()):
@@ -54,21 +51,39 @@ def fuse_pffn(model: Any, library: Path, *, bf16: bool) -> int:
     return fused
 
 
+def _fits(block: Block, unit: int) -> bool:
+    """Whether the kernel has tiles for these sizes: q [B, T, H · d_h], k and v alike, n_kv and d_h multiples of `unit`."""
+    (_, *of_k), (_, *of_v), width = block.k.get_partial_shape(), block.v.get_partial_shape(), block.q.get_partial_shape()[-1]
+    if any(size.is_dynamic for size in (*of_k, *of_v, width)):
+        return False
+    keys, heads, head_width = (size.get_length() for size in of_k)
+    fits = [size.get_length() for size in of_v] == [keys, heads, head_width] and width.get_length() == heads * head_width
+    return fits and keys % unit == 0 and head_width % unit == 0
+
+
 def _blocks(model: Any) -> Iterator[Block]:
     for node in model.get_ordered_ops():
-        if node.get_type_name() in ACTIVATIONS and (block := _block(node)) is not None:
+        found = _activation(node)
+        if found is not None and (block := _block(node, *found)) is not None:
             yield block
 
 
-def _block(activation: Node) -> Block | None:
-    """The block around `activation`, or None where any step differs."""
-    code = ACTIVATIONS[activation.get_type_name()]
-    if code == 4 and activation.get_attributes()["approximation_mode"] != "TANH":
-        return None
-    if code == 5 and activation.get_input_size() > 1:
-        return None
-    scores, mixed = _source(activation), _only_consumer(activation)
-    if not _is(scores, "MatMul") or not _is(mixed, "MatMul") or _source(mixed).get_name() != activation.get_name():
+def _activation(node: Node) -> tuple[int, Node] | None:
+    """The code of an activation that the kernel has, and what it is applied to."""
+    kind = node.get_type_name()
+    if kind == "Relu" or (kind == "Gelu" and node.get_attributes()["approximation_mode"] == "TANH"):
+        return (RELU if kind == "Relu" else GELU_TANH), _source(node)
+    if kind == "Multiply":  # x · sigmoid(x)
+        for x, gate in (_sources(node), _sources(node)[::-1]):
+            if _is(gate, "Sigmoid") and _source(gate).get_name() == x.get_name():
+                return SILU, x
+    return None
+
+
+def _block(activation: Node, code: int, scores: Node) -> Block | None:
+    """The block around `activation` of `scores`, or None where any step differs."""
+    mixed = _only_consumer(activation)
+    if not _multiplies(scores) or not _multiplies(mixed) or _source(mixed).get_name() != activation.get_name():
         return None
     queries, keys, values = _source(scores), _source(scores, 1), _source(mixed, 1)
     if not (_transposes(queries, HEADS_FIRST) and _transposes(keys, [0, 1, 3, 2])):
@@ -81,7 +96,7 @@ def _block(activation: Node) -> Block | None:
     normed = _flat(_source(queries))
     norm = _source(normed) if _is(normed, "Multiply") and _is_one(_source(normed, 1)) else normed
     inner = _consumer_through(heads_out, ("Identity", "Reshape"))
-    if not _is(norm, "MVN") or not _is(inner, "Add") or normed.get_name() not in _source_names(inner):
+    if not _normalises(norm) or not _is(inner, "Add") or normed.get_name() not in _source_names(inner):
         return None
     eps, q = norm.get_attributes()["eps"], norm.input(0).get_source_output()
     scaled = next((n for n in _consumers(inner) if _is(n, "Multiply") and _is_rms(inner, n, eps)), None)
@@ -110,10 +125,34 @@ def _is_rms(x: Node, product: Node, eps: float) -> bool:
     root = _source(inverse, 1)
     shifted = _source(root) if _is(root, "Sqrt") else None
     mean = _source(shifted) if _is(shifted, "Add") else None
-    if not _is(mean, "ReduceMean") or not np.isclose(_scalar(_source(shifted, 1)) or 0.0, eps, rtol=1e-6):
+    if not _is(mean, "ReduceMean") or not _over_the_last_axis(mean):
+        return False
+    if not np.isclose(_scalar(_source(shifted, 1)) or 0.0, eps, rtol=1e-6):
         return False
     square = _source(mean)
     return _is(square, "Power") and _source(square).get_name() == x.get_name() and _scalar(_source(square, 1)) == 2.0
+
+
+def _multiplies(node: Node | None) -> bool:
+    """Whether it is a matrix product of its inputs as they are."""
+    if node is None or not _is(node, "MatMul"):
+        return False
+    return not any(node.get_attributes()[flag] for flag in ("transpose_a", "transpose_b"))
+
+
+def _normalises(node: Node) -> bool:
+    """Whether it is a LayerNorm over the last axis, eps under the root."""
+    if not _is(node, "MVN") or not _over_the_last_axis(node):
+        return False
+    attributes = node.get_attributes()
+    return bool(attributes["normalize_variance"]) and str(attributes["eps_mode"]).upper() == "INSIDE_SQRT"
+
+
+def _over_the_last_axis(node: Node) -> bool:
+    """Whether it goes over the last axis alone of [B, T, d]: the axes of MVN are written as a range, of means as a constant."""
+    axes = _flat(_source(node, 1))
+    values = [_scalar(x) for x in _sources(axes)] if _is(axes, "Range") else [_scalar(axes)]
+    return values in ([-1], [2], [-1, 0, 1], [2, 3, 1])
 
 
 def _is(node: Node | None, kind: str) -> bool:
@@ -150,7 +189,7 @@ def _consumer_through(node: Node, kinds: tuple[str, ...]) -> Node | None:
 
 
 def _flat(node: Node) -> Node:
-    """What a reshape to heads was made of."""
+    """What was reshaped."""
     return _source(node) if _is(node, "Reshape") else node
 
 

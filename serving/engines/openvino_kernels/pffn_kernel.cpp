@@ -36,13 +36,7 @@ AVX512 INLINE __m512 inverse_of_one_plus_exp2(__m512 t) {
 
 template <Activation A>
 AVX512 INLINE __m512 activate(__m512 x) {
-    const __m512 zero = _mm512_setzero_ps();
-    if constexpr (A == Activation::relu) return _mm512_max_ps(x, zero);
-    if constexpr (A == Activation::leaky_relu) return _mm512_max_ps(x, _mm512_mul_ps(x, _mm512_set1_ps(0.01f)));
-    if constexpr (A == Activation::relu_square) {
-        const __m512 r = _mm512_max_ps(x, zero);
-        return _mm512_mul_ps(r, r);
-    }
+    if constexpr (A == Activation::relu) return _mm512_max_ps(x, _mm512_setzero_ps());
     if constexpr (A == Activation::gelu_tanh) {  // ½x(1 + tanh u) = x / (1 + e^−2u), u = √(2/π)(x + 0.044715x³)
         const __m512 inner = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.10294324f), _mm512_set1_ps(-2.3022082f));
         return _mm512_mul_ps(x, inverse_of_one_plus_exp2(_mm512_mul_ps(x, inner)));
@@ -121,7 +115,7 @@ AVX512 void heads_f32(const Block& b, const float* k, const float* v, const floa
     for (std::size_t h = 0; h < b.heads; ++h) {
         const std::size_t at = h * b.width, matrix = h * b.width * b.keys;
         product_rows<R, A>(normed + at, b.row(), k + matrix, b.keys, hidden, b.keys, b.width);
-        product_rows<R, Activation::raw>(hidden, b.keys, v + matrix, b.width, g + at, b.row(), b.keys);
+        product_rows<R, Activation::none>(hidden, b.keys, v + matrix, b.width, g + at, b.row(), b.keys);
     }
 }
 
@@ -301,7 +295,8 @@ AMX void pack_bf16(const Block& b, const float* k, const float* v, std::uint16_t
 
 bool Block::supported(bool bf16) const {
     const std::size_t unit = bf16 ? 32 : 16;
-    return heads > 0 && width % unit == 0 && keys % unit == 0;
+    const bool known = activation >= Activation::relu && activation <= Activation::silu;
+    return known && heads > 0 && width % unit == 0 && keys % unit == 0;
 }
 
 bool has_avx512() {
@@ -314,7 +309,7 @@ bool has_amx_bf16() {
     __asm__ volatile("cpuid" : "+a"(a), "+b"(b), "+c"(c), "+d"(d));
     const bool tiles = (d >> 24) & 1, products = (d >> 22) & 1;
     constexpr long request_permission = 0x1023, tile_data = 18;
-    return has_avx512() && tiles && products && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    return has_avx512() && __builtin_cpu_supports("avx512bf16") && tiles && products && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 
 Packed::Packed(const Block& b, bool bf16, const float* k, const float* v)
@@ -331,10 +326,8 @@ Packed::Packed(const Block& b, bool bf16, const float* k, const float* v)
 
 void pffn_rows(const Block& b, bool bf16, const Packed& packed, const float* q, float* out, std::size_t count) {
     switch (b.activation) {
-        case Activation::raw: return rows_of<Activation::raw>(b, bf16, packed, q, out, count);
+        case Activation::none: return;  // not supported()
         case Activation::relu: return rows_of<Activation::relu>(b, bf16, packed, q, out, count);
-        case Activation::leaky_relu: return rows_of<Activation::leaky_relu>(b, bf16, packed, q, out, count);
-        case Activation::relu_square: return rows_of<Activation::relu_square>(b, bf16, packed, q, out, count);
         case Activation::gelu_tanh: return rows_of<Activation::gelu_tanh>(b, bf16, packed, q, out, count);
         case Activation::silu: return rows_of<Activation::silu>(b, bf16, packed, q, out, count);
     }

@@ -12,7 +12,7 @@
 
 namespace kunlun {
 
-enum class Activation { raw = 0, relu = 1, leaky_relu = 2, relu_square = 3, gelu_tanh = 4, silu = 5 };
+enum class Activation { none = 0, relu = 1, gelu_tanh = 2, silu = 3 };  // none: inside, of the second product
 
 struct Block {
     std::size_t heads, width, keys;  // width: of one head
@@ -20,7 +20,7 @@ struct Block {
     float scale_in, scale_out, eps;
 
     std::size_t row() const { return heads * width; }
-    bool supported(bool bf16) const;  // the tiles' multiples: 16 in f32, 32 in bf16
+    bool supported(bool bf16) const;  // a known activation and the tiles' multiples: 16 in f32, 32 in bf16
 };
 
 bool has_avx512();
