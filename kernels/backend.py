@@ -6,9 +6,10 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, get_args
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 Backend = Literal["auto", "triton", "aot", "reference", "onnx"]
@@ -64,3 +65,8 @@ def use_triton(x: Tensor, backend: Backend) -> bool:
     if not x.is_cuda and not interpreting():
         raise ValueError(f"backend 'triton': expected CUDA tensors (or TRITON_INTERPRET=1), found {x.device}")
     return True
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Makes the GPU that x is on the current one: Triton launches there, wherever the arguments are."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,4 +1,4 @@
-"""What the softmax attention kernels share: one step of the online softmax, and how operands are loaded and multiplied.
+"""What the softmax attention kernels share: one step of the online softmax, how operands are loaded and multiplied, constants.
 
 Scores are kept in units of log2 (the scale takes log2 e along), so that exponentials are the hardware's exp2.
 """
@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 
 from kernels.backend import interpreting
+from kernels.tiling import Tiling
+from kernels.variants import padded_width
 
 LOG2_E = 1.4426950408889634
 
@@ -20,6 +22,15 @@ def check_device(name: str, x: torch.Tensor) -> None:
         raise ValueError(f"{name}: expected tensors on a CUDA device (or TRITON_INTERPRET=1), found {x.device}")
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"{name}: expected float32, float16 or bfloat16, found {x.dtype}; the plain form takes float64")
+
+
+def launch_constants(x: torch.Tensor, tiling: Tiling) -> dict[str, int | bool]:
+    """Compile-time constants that every kernel over rows x [rows, H, d_h] takes, and launch options."""
+    heads, width = x.shape[1:]
+    return {
+        "H": heads, "D": width, "WIDTH": padded_width(width), "UPCAST": interpreting() and x.dtype == torch.bfloat16,
+        "num_warps": tiling.warps, "num_stages": tiling.stages,
+    }  # fmt: skip
 
 
 @triton.jit

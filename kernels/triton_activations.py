@@ -1,6 +1,6 @@
 """The activations of `kernels.activations` and their derivatives inside Triton kernels.
 
-A kernel takes them as one integer, four bits per head (`activation_codes`), so that the same value
+A kernel takes them as one constant, four bits per head (`activation_codes`), so that the same value
 serves just-in-time and ahead-of-time compilation and heads may differ. Everything is computed in f32.
 tanh is the hardware instruction for 16-bit tensors and 2σ(2x) − 1 for f32 and in the interpreter.
 """
@@ -23,8 +23,8 @@ def activation_codes(names: tuple[str, ...], heads: int) -> tuple[int, bool]:
     """(codes, per_head): four bits per head, head 0 lowest. Names are one for all heads or one per head."""
     if len(set(names)) == 1:
         return _CODE[names[0]], False
-    if len(names) != heads or heads > 7:
-        raise ValueError(f"activation: expected 1 or {heads} names for {heads} heads (at most 7 heads), found {len(names)}")
+    if len(names) != heads:
+        raise ValueError(f"activation: expected 1 or {heads} names (one per head), found {len(names)}")
     return sum(_CODE[name] << (4 * head) for head, name in enumerate(names)), True
 
 

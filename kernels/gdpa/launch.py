@@ -43,9 +43,9 @@ def key_units(k: Tensor, layout: Jagged, unit: int) -> tuple[Tensor | None, int,
     return tiles, 1, len(tiles)
 
 
-def window_argument(layout: Jagged) -> dict[str, int | bool]:
-    """The window of a launch; 0 where there is none."""
-    return {"window": layout.window or 0, "WINDOWED": layout.window is not None}
+def window_argument(q: Tensor, k: Tensor, layout: Jagged) -> dict[str, int | bool]:
+    """The window of a launch, no wider than rows can be apart, so that sums with it fit 32 bits; 0 where there is none."""
+    return {"window": min(layout.window or 0, max(len(q), len(k))), "WINDOWED": layout.window is not None}
 
 
 def choose(operator: variants.Operator, direction: variants.Pass, k: Tensor, layout: Jagged) -> Blocks:
@@ -94,7 +94,8 @@ def forward(
         triton_forward.gdpa_forward[(units, q.shape[1])](
             q, k, v, out, tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets, layout.kv_index,
             params.scale_in, params.scale_out, per_sample,
-            SHARED_Q=layout.shared_q, UNIT_TILES=b.unit_tiles, **window_argument(layout), **constants(q, layout, params, b),
+            SHARED_Q=layout.shared_q, UNIT_TILES=b.unit_tiles,
+            **window_argument(q, k, layout), **constants(q, layout, params, b),
         )  # fmt: skip
     return out
 
@@ -118,14 +119,14 @@ def backward(
         if q.numel():
             triton_backward.shared_q_backward[(triton.cdiv(len(q), for_q.m), q.shape[1], groups)](
                 q, k, v, dout, partial, layout.k_offsets, layout.kv_index, params.scale_in, params.scale_out,
-                queries=len(q), samples=samples, groups=groups, **window_argument(layout), **shared,
+                queries=len(q), samples=samples, groups=groups, **window_argument(q, k, layout), **shared,
             )  # fmt: skip
         return partial.sum(0).to(q.dtype), dk, dv
     tiles, per_sample, units = q_units(q, k, layout, for_q.m)
     if units and q.numel():
         triton_backward.gdpa_backward_q[(units, q.shape[1])](
             q, k, v, dout, dq, tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets, layout.kv_index,
-            params.scale_in, params.scale_out, per_sample, **window_argument(layout), **shared,
+            params.scale_in, params.scale_out, per_sample, **window_argument(q, k, layout), **shared,
         )  # fmt: skip
     return dq, dk, dv
 
@@ -150,7 +151,7 @@ def backward_kv(
     if units and k.numel():
         triton_backward.gdpa_backward_kv[(units, q.shape[1])](
             q, k, v, dout, dq, dk, dv, *statistics, tiles, layout.q_offsets, layout.q_lengths, layout.k_offsets,
-            *lists, params.scale_in, params.scale_out, per_block, queries=len(q), **window_argument(layout),
+            *lists, params.scale_in, params.scale_out, per_block, queries=len(q), **window_argument(q, k, layout),
             SHARED_Q=layout.shared_q, NORMS=norms is not None,
             **constants(q, layout, params, b),
         )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.backend import runs_kernels
+from kernels.backend import on_device_of, runs_kernels
 from kernels.gdpa.params import GDPAParams, Jagged
 from kernels.gdpa.reference import gdpa_jagged, gdpa_jagged_backward, output_rows
 from kernels.gdpa.validate import check_jagged
@@ -50,7 +50,8 @@ def gdpa(
         return gdpa_jagged(q, k, v, params, jagged)
     from kernels.gdpa import launch
 
-    return launch.forward(q.contiguous(), k.contiguous(), v.contiguous(), jagged, params)
+    with on_device_of(q):
+        return launch.forward(q.contiguous(), k.contiguous(), v.contiguous(), jagged, params)
 
 
 @gdpa.register_fake
@@ -77,7 +78,8 @@ def gdpa_backward(
         return gdpa_jagged_backward(dout, q, k, v, params, jagged)
     from kernels.gdpa import launch
 
-    return launch.backward(q.contiguous(), k.contiguous(), v.contiguous(), dout.contiguous(), jagged, params)
+    with on_device_of(q):
+        return launch.backward(q.contiguous(), k.contiguous(), v.contiguous(), dout.contiguous(), jagged, params)
 
 
 @gdpa_backward.register_fake

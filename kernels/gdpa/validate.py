@@ -1,7 +1,6 @@
 """What arguments of GDPA must look like; every form calls this, so every form refuses the same calls with the same words.
 
-Shapes, types and options cost nothing to check. The values of offsets are read only where that does not
-wait for a GPU.
+Offsets are checked as those of every jagged operator (`kernels.offsets`).
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from kernels.activations import NAMES
 from kernels.gdpa.params import GDPAParams, Jagged
-
-_INTEGERS = (torch.int32, torch.int64)
+from kernels.offsets import check_index, check_offsets
 
 
 def check_jagged(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Jagged, values: bool = True) -> None:
@@ -36,13 +34,12 @@ def check_jagged(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Ja
         raise ValueError(f"gdpa: k has {k.shape[0]} rows, expected a multiple of n_kv = {jagged.n_kv}, at least 1")
     if jagged.window is not None and jagged.window < 0:
         raise ValueError(f"gdpa: window is {jagged.window}, expected None (all keys) or a width of at least 0")
-    for name in ("q_offsets", "q_lengths", "k_offsets", "kv_index"):
-        tensor = getattr(jagged, name)
-        if tensor is not None and (tensor.dim() != 1 or tensor.dtype not in _INTEGERS or tensor.device != q.device):
-            raise ValueError(
-                f"gdpa: expected {name} as int32 or int64 [entries] on {q.device}, "
-                f"found {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-            )
+    check_offsets("gdpa", "q_offsets", jagged.q_offsets, q, values=values)
+    if jagged.k_offsets is not None:
+        check_offsets("gdpa", "k_offsets", jagged.k_offsets, k, values=values)
+    for name, index in (("q_lengths", jagged.q_lengths), ("kv_index", jagged.kv_index)):
+        if index is not None:
+            check_index("gdpa", name, index, q.device)
     if jagged.shared_q and (len(jagged.q_offsets) != 2 or jagged.q_lengths is not None):
         raise ValueError(
             f"gdpa: shared queries have q_offsets [0, n] and no q_lengths, found {len(jagged.q_offsets)} offsets"
@@ -55,8 +52,12 @@ def check_jagged(q: Tensor, k: Tensor, v: Tensor, params: GDPAParams, jagged: Ja
         raise ValueError(f"gdpa: kv_index has {len(jagged.kv_index)} entries, expected {samples}")
     if jagged.q_lengths is not None and len(jagged.q_lengths) != samples:
         raise ValueError(f"gdpa: q_lengths has {len(jagged.q_lengths)} entries, expected {samples}")
+    if jagged.uniform_rows and not jagged.shared_q and jagged.uniform_rows * samples != q.shape[0]:
+        raise ValueError(
+            f"gdpa: uniform_rows is {jagged.uniform_rows}, expected 0 or q's {q.shape[0]} rows over {samples} samples"
+        )
     if values and q.device.type == "cpu":
-        _check_values(q, k, jagged, blocks)
+        _check_values(jagged, blocks)
 
 
 def check_heads(q: Tensor, k: Tensor, v: Tensor, dims: int, expected: str) -> None:
@@ -76,14 +77,7 @@ def check_activation(params: GDPAParams, heads: int) -> None:
         raise ValueError(f"activation: expected 1 or {heads} names (one per head), found {len(params.activation)}")
 
 
-def _check_values(q: Tensor, k: Tensor, jagged: Jagged, blocks: int) -> None:
-    for name, offsets, rows in (("q_offsets", jagged.q_offsets, len(q)), ("k_offsets", jagged.k_offsets, len(k))):
-        if offsets is None:
-            continue
-        if int(offsets[0]) != 0 or int(offsets[-1]) != rows:
-            raise ValueError(f"gdpa: {name} run from {int(offsets[0])} to {int(offsets[-1])}, {name[0]} has {rows} rows")
-        if bool((offsets.diff() < 0).any()):
-            raise ValueError(f"gdpa: {name} decrease, expected non-decreasing row offsets")
+def _check_values(jagged: Jagged, blocks: int) -> None:
     if jagged.q_lengths is not None and bool(((jagged.q_lengths < 0) | (jagged.q_lengths > jagged.q_offsets.diff())).any()):
         raise ValueError("gdpa: q_lengths must lie between 0 and the rows that q_offsets give each sample")
     if jagged.kv_index is not None and len(jagged.kv_index):

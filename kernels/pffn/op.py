@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.backend import runs_kernels
+from kernels.backend import on_device_of, runs_kernels
 from kernels.gdpa.op import OPTIONS, layout
 from kernels.gdpa.params import GDPAParams
 from kernels.pffn.reference import check_pffn, pffn_jagged, pffn_jagged_backward
@@ -31,7 +31,8 @@ def pffn(
         return pffn_jagged(q, k, v, params, jagged, eps), rows
     from kernels.pffn import launch
 
-    return launch.forward(q.contiguous(), k.contiguous(), v.contiguous(), jagged, params, eps, statistics)
+    with on_device_of(q):
+        return launch.forward(q.contiguous(), k.contiguous(), v.contiguous(), jagged, params, eps, statistics)
 
 
 @pffn.register_fake
@@ -60,7 +61,8 @@ def pffn_backward(
         return pffn_jagged_backward(dout, q, k, v, params, jagged, eps)
     from kernels.pffn import launch
 
-    return launch.backward(q.contiguous(), k.contiguous(), v.contiguous(), out, dout.contiguous(), rows, jagged, params)
+    with on_device_of(q):
+        return launch.backward(q.contiguous(), k.contiguous(), v.contiguous(), out, dout.contiguous(), rows, jagged, params)
 
 
 @pffn_backward.register_fake

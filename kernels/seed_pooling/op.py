@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.backend import runs_kernels
+from kernels.backend import on_device_of, runs_kernels
 from kernels.seed_pooling.reference import check, seed_pooling_jagged, seed_pooling_jagged_backward
 
 
@@ -23,12 +23,13 @@ def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[
         return seed_pooling_jagged(seeds, k, v, offsets)
     from kernels.seed_pooling.triton_forward import forward
 
-    return forward(seeds, k, v, offsets)
+    with on_device_of(k):
+        return forward(seeds, k, v, offsets)
 
 
 @seed_pooling.register_fake
 def _forward_fake(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    check(seeds, k, v, offsets)
+    check(seeds, k, v, offsets, values=False)
     shape = (offsets.shape[0] - 1, *seeds.shape)
     sums = torch.float64 if k.dtype == torch.float64 else torch.float32
     return k.new_empty(shape), k.new_empty(shape[:-1], dtype=sums)
@@ -43,7 +44,8 @@ def seed_pooling_backward(
         return seed_pooling_jagged_backward(d_out, seeds, k, v, out, lse, offsets)
     from kernels.seed_pooling.triton_backward import backward
 
-    return backward(d_out, seeds, k, v, out, lse, offsets)
+    with on_device_of(k):
+        return backward(d_out, seeds, k, v, out, lse, offsets)
 
 
 @seed_pooling_backward.register_fake

@@ -19,12 +19,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from kernels.offsets import check_offsets
+
 
 def seed_pooling_jagged(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Pooled rows of every sample, and the log-sum-exp of every seed's scores (−inf without rows).
 
     seeds [n_seeds, H, d_h]; k, v [sum_T, H, d_h]; offsets int [B+1]. Returns [B, n_seeds, H, d_h] in k's dtype and
-    [B, n_seeds, H] in float32 (float64 for float64). Raises `ValueError` on shapes that do not fit.
+    [B, n_seeds, H] in float32 (float64 for float64). Raises `ValueError` on what does not fit.
     """
     check(seeds, k, v, offsets)
     bounds, scale = offsets.tolist(), seeds.shape[-1] ** -0.5
@@ -56,8 +58,8 @@ def seed_pooling_jagged_backward(
     return d_seeds.to(seeds.dtype), dk, dv
 
 
-def check(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
-    """Shapes; raises `ValueError`. Values of `offsets` are the caller's promise: reading them would stall a GPU."""
+def check(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, values: bool = True) -> None:
+    """Raise `ValueError` on what does not fit; `values`: read offsets, too (on a CPU)."""
     if seeds.dim() != 3 or k.dim() != 3 or k.shape != v.shape or k.shape[1:] != seeds.shape[1:]:
         raise ValueError(
             "seed_pooling: expected seeds [n_seeds, H, d_h] and k, v [sum_T, H, d_h] of equal H and d_h, "
@@ -65,5 +67,4 @@ def check(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> None:
         )
     if not seeds.dtype == k.dtype == v.dtype:
         raise ValueError(f"seed_pooling: expected seeds, k and v of one dtype, found {seeds.dtype}, {k.dtype}, {v.dtype}")
-    if offsets.dim() != 1 or len(offsets) < 1:
-        raise ValueError(f"seed_pooling: expected offsets [B + 1], found shape {tuple(offsets.shape)}")
+    check_offsets("seed_pooling", "offsets", offsets, k, values=values)

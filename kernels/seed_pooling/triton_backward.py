@@ -12,11 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backend import interpreting
-from kernels.online_softmax import LOG2_E, load_rows, product
+from kernels.online_softmax import LOG2_E, launch_constants, load_rows, product
 from kernels.tiles import longest_first, tile_list
 from kernels.tiling import Tiling
-from kernels.variants import padded_width
 
 FEW = Tiling(queries=32, keys=64, warps=4, stages=2)
 MANY = Tiling(queries=64, keys=64, warps=4, stages=2)
@@ -107,11 +105,7 @@ def backward(
         return torch.zeros_like(seeds), dk, dv
     delta = (d_out.float() * out.float()).sum(-1)  # [B, n_seeds, H]
     scales = n_seeds, width**-0.5, width**-0.5 * LOG2_E
-    constants = {
-        "H": heads, "D": width, "WIDTH": padded_width(width), "SEEDS": tiling.queries,
-        "KEYS": tiling.keys, "UPCAST": interpreting() and k.dtype == torch.bfloat16,
-        "num_warps": tiling.warps, "num_stages": tiling.stages,
-    }  # fmt: skip
+    constants = launch_constants(k, tiling) | {"SEEDS": tiling.queries, "KEYS": tiling.keys}
     tiles = tile_list(offsets, rows, tiling.keys)
     seed_pooling_backward_keys[(len(tiles), heads)](
         seeds, k, v, d_out, lse, delta, dk, dv, offsets, tiles, *scales, **constants

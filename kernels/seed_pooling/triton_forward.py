@@ -11,13 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backend import interpreting
-from kernels.online_softmax import LOG2_E, check_device, load_rows, online_end, online_step, product
+from kernels.online_softmax import LOG2_E, check_device, launch_constants, load_rows, online_end, online_step, product
 from kernels.seed_pooling.reference import check
 from kernels.tiles import longest_first
 from kernels.tiling import Tiling
 from kernels.triton_index import load_index, store_optional
-from kernels.variants import padded_width
 
 FEW = Tiling(queries=32, keys=64, warps=4, stages=3)
 MANY = Tiling(queries=128, keys=64, warps=8, stages=2)
@@ -69,8 +67,6 @@ def forward(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, tiling: Tiling
         seed_pooling_forward[(samples, heads, triton.cdiv(n_seeds, tiling.queries))](
             seeds, k, v, out, lse, offsets, longest_first(offsets), n_seeds, width**-0.5 * LOG2_E,
             k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-            H=heads, D=width, WIDTH=padded_width(width),
-            SEEDS=tiling.queries, KEYS=tiling.keys, UPCAST=interpreting() and k.dtype == torch.bfloat16,
-            num_warps=tiling.warps, num_stages=tiling.stages,
+            SEEDS=tiling.queries, KEYS=tiling.keys, **launch_constants(k, tiling),
         )  # fmt: skip
     return out, lse

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.backend import runs_kernels
+from kernels.backend import on_device_of, runs_kernels
 from kernels.window.reference import check, window_attention_jagged, window_attention_jagged_backward
 
 
@@ -20,12 +20,13 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: i
         return window_attention_jagged(q, k, v, offsets, window)
     from kernels.window.triton_forward import forward
 
-    return forward(q, k, v, offsets, window)
+    with on_device_of(q):
+        return forward(q, k, v, offsets, window)
 
 
 @window_attention.register_fake
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    check(q, k, v, offsets, window)
+    check(q, k, v, offsets, window, values=False)
     sums = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=sums)
 
@@ -39,7 +40,8 @@ def window_attention_backward(
         return window_attention_jagged_backward(d_out, q, k, v, out, lse, offsets, window)
     from kernels.window.triton_backward import backward
 
-    return backward(d_out, q, k, v, out, lse, offsets, window)
+    with on_device_of(q):
+        return backward(d_out, q, k, v, out, lse, offsets, window)
 
 
 @window_attention_backward.register_fake

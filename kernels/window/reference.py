@@ -24,12 +24,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from kernels.offsets import check_offsets
+
 
 def window_attention_jagged(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """Attention of every row to its neighbours, and each row's log-sum-exp of scores.
 
     q, k, v [sum_T, H, d_h]; offsets int [B+1]; window ≥ 0, and ≥ T − 1 is full attention. Returns [sum_T, H, d_h] in
-    q's dtype and [sum_T, H] in float32 (float64 for float64). Raises `ValueError` on shapes that do not fit.
+    q's dtype and [sum_T, H] in float32 (float64 for float64). Raises `ValueError` on what does not fit.
     """
     check(q, k, v, offsets, window)
     bounds, scale = offsets.tolist(), q.shape[-1] ** -0.5
@@ -69,8 +71,8 @@ def window_attention_jagged_backward(
     return gradients[0], gradients[1], gradients[2]
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int) -> None:
-    """Shapes; raises `ValueError`. Values of `offsets` are the caller's promise: reading them would stall a GPU."""
+def check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, values: bool = True) -> None:
+    """Raise `ValueError` on what does not fit; `values`: read offsets, too (on a CPU)."""
     if q.dim() != 3 or k.shape != q.shape or v.shape != q.shape:
         raise ValueError(
             f"window_attention: expected q, k and v [sum_T, H, d_h] of one shape, "
@@ -78,8 +80,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int) -> None
         )
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"window_attention: expected q, k and v of one dtype, found {q.dtype}, {k.dtype}, {v.dtype}")
-    if offsets.dim() != 1 or len(offsets) < 1:
-        raise ValueError(f"window_attention: expected offsets [B + 1], found shape {tuple(offsets.shape)}")
+    check_offsets("window_attention", "offsets", offsets, q, values=values)
     if window < 0:
         raise ValueError(f"window_attention: expected a window of at least 0, found {window}")
 

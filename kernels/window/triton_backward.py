@@ -13,11 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backend import interpreting
-from kernels.online_softmax import LOG2_E, load_rows, product
+from kernels.online_softmax import LOG2_E, launch_constants, load_rows, product
 from kernels.tiles import tile_list
 from kernels.tiling import Tiling
-from kernels.variants import padded_width
 
 TILING = Tiling(queries=64, keys=64, warps=4, stages=2)
 """Best of a sweep on an H100 at d_h = 128: eight warps spill less and are a third slower."""
@@ -112,11 +110,7 @@ def backward(
         return dq, dk, dv
     delta = (d_out.float() * out.float()).sum(-1)  # [sum_T, H]
     scales = min(window, rows), width**-0.5, width**-0.5 * LOG2_E
-    constants = {
-        "H": heads, "D": width, "WIDTH": padded_width(width), "HELD": tiling.queries,
-        "WALKED": tiling.keys, "UPCAST": interpreting() and q.dtype == torch.bfloat16,
-        "num_warps": tiling.warps, "num_stages": tiling.stages,
-    }  # fmt: skip
+    constants = launch_constants(q, tiling) | {"HELD": tiling.queries, "WALKED": tiling.keys}
     grid = (len(tiles), heads)
     window_backward_queries[grid](q, k, v, d_out, lse, delta, dq, offsets, tiles, *scales, **constants)
     window_backward_keys[grid](q, k, v, d_out, lse, delta, dk, dv, offsets, tiles, *scales, **constants)

@@ -12,12 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backend import interpreting
-from kernels.online_softmax import LOG2_E, check_device, load_rows, online_end, online_step, product
+from kernels.online_softmax import LOG2_E, check_device, launch_constants, load_rows, online_end, online_step, product
 from kernels.tiles import tile_list
 from kernels.tiling import Tiling
 from kernels.triton_index import load_index, store_optional
-from kernels.variants import padded_width
 from kernels.window.reference import check
 
 NARROW = Tiling(queries=64, keys=32, warps=4, stages=3)
@@ -85,8 +83,6 @@ def forward(
     window_forward[(len(tiles), heads)](
         q, k, v, out, lse, offsets, tiles, 1, min(window, rows), width**-0.5 * LOG2_E,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        H=heads, D=width, WIDTH=padded_width(width),
-        QUERIES=tiling.queries, KEYS=tiling.keys, UPCAST=interpreting() and q.dtype == torch.bfloat16,
-        num_warps=tiling.warps, num_stages=tiling.stages,
+        QUERIES=tiling.queries, KEYS=tiling.keys, **launch_constants(q, tiling),
     )  # fmt: skip
     return out, lse

@@ -143,7 +143,9 @@ def test_dispatcher_runs_either_form_with_equal_gradients() -> None:
         ({"shared_q": True}, r"shared queries have q_offsets \[0, n\] and no q_lengths, found 6 offsets"),
         ({"q_offsets": "floats"}, "expected q_offsets as int32 or int64"),
         ({"q_offsets": "decrease"}, "q_offsets decrease"),
-        ({"q_offsets": "short"}, "q_offsets run from 0 to 56, q has 57 rows"),
+        ({"q_offsets": "short"}, "q_offsets run from 0 to 56, expected from 0 to the 57 rows"),
+        ({"q_offsets": "none"}, "expected q_offsets .* with at least one entry, found none"),
+        ({"uniform_rows": 20}, "uniform_rows is 20, expected 0 or q's 57 rows over 5 samples"),
         ({"q_lengths": "long"}, "q_lengths must lie between 0 and the rows that q_offsets give"),
     ],
 )
@@ -152,7 +154,8 @@ def test_refusals_name_what_was_found(change: dict[str, object], message: str) -
     q, k, v, _ = (x.cpu() for x in operands(jagged, torch.float32))
     values = {
         "short": torch.tensor([0, 1]) if "kv_index" in change else torch.tensor([0, 3, 3, 40, 41, 56]),
-        "beyond": torch.tensor([0, 1, 2, 7, 4]), "floats": jagged.q_offsets.float(),
+        "none": torch.tensor([], dtype=torch.int32), "beyond": torch.tensor([0, 1, 2, 7, 4]),
+        "floats": jagged.q_offsets.float(),
         "decrease": torch.tensor([0, 5, 3, 40, 41, 57]), "long": torch.tensor([3, 0, 37, 2, 16]),
     }  # fmt: skip
     broken = replace(jagged, **{name: values.get(value, value) for name, value in change.items()})

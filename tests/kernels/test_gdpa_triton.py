@@ -6,6 +6,8 @@ little. Without a GPU the kernels run in Triton's interpreter (see conftest), on
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gdpa_cases import BLOCK_LAYOUTS, LAYOUTS, layout, operands
@@ -100,6 +102,22 @@ def test_every_activation_and_its_derivative(activation: str) -> None:
     x = operands(jagged, torch.float32)
     params = GDPAParams((activation, "raw"), 0.9, 0.7)
     assert_close("gdpa", run_gdpa(x, params, jagged), x, params, jagged)
+
+
+def test_more_heads_than_a_word_holds_codes_may_each_have_their_own_activation() -> None:
+    jagged = Jagged(offsets_of([3, 0, 18]), 5)
+    x = operands(jagged, torch.float32, heads=9, width=4)
+    params = GDPAParams((*NAMES, "silu"), 0.9, 0.7)
+    assert_close("gdpa", run_gdpa(x, params, jagged), x, params, jagged)
+
+
+@pytest.mark.parametrize("name", ["window", "window of one"])
+def test_a_window_of_any_size_is_no_window(name: str) -> None:
+    """Sums with it stay in 32 bits, whatever it is."""
+    jagged = replace(layout(name), window=2**31 - 1)
+    x = operands(jagged, torch.float32)
+    params = GDPAParams(("fast_gelu", "silu"), 0.3, 0.7)
+    assert_close("gdpa", run_gdpa(x, params, jagged), x, params, replace(jagged, window=None))
 
 
 @pytest.mark.parametrize(("heads", "width"), [(1, 32), (2, 64), (3, 96), (4, 128)])

@@ -128,6 +128,10 @@ def test_what_does_not_fit_is_named() -> None:
         window_attention(q, k[1:], v, offsets, 3)
     with pytest.raises(ValueError, match=r"one dtype, found torch\.float32, torch\.float16"):
         window_attention(q, k.half(), v, offsets, 3)
+    with pytest.raises(
+        ValueError, match=r"window_attention: expected offsets as int32 or int64 \[B \+ 1\].*found torch\.float32"
+    ):
+        window_attention(q, k, v, offsets.float(), 3)
     with pytest.raises(ValueError, match="window of at least 0, found -1"):
         window_attention(q, k, v, offsets, -1)
     with pytest.raises(ValueError, match="the plain form takes float64"):
