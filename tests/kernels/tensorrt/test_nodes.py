@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, inliner
+from onnx import helper, inliner
 from ragged import offsets_of
 from torch import Tensor
 
@@ -25,28 +25,18 @@ from kernels.gdpa.params import GDPAParams, Jagged
 from kernels.gdpa.reference import gdpa_jagged
 from kernels.pffn.reference import pffn_jagged
 from kernels.seed_pooling.reference import seed_pooling_jagged
+from kernels.tensorrt import examples
 from kernels.tensorrt.bodies import with_functions
 from kernels.tensorrt.nodes import DOMAIN, GDPA, NODES, PFFN, PLUGIN, Node, SeedPooling, WindowAttention, parse
 from kernels.window.reference import window_attention_jagged
 
 HEADS, WIDTH = 2, 8
-TYPES = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16, torch.int32: TensorProto.INT32}
+TYPES = {torch.float32: "f32", torch.float16: "f16"}
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=5)
 
 
 def model_of(nodes: list[Node], tensors: dict[str, Tensor]) -> onnx.ModelProto:
-    """Every node on the same inputs, with dynamic rows."""
-    made = [
-        helper.make_node(node.op_type, list(node.inputs), [f"out_{i}"], domain=DOMAIN, **node.attributes)
-        for i, node in enumerate(nodes)
-    ]
-    types = {name: TYPES[x.dtype] for name, x in tensors.items()}
-    inputs = [helper.make_tensor_value_info(n, types[n], [f"{n}_rows", *x.shape[1:]]) for n, x in tensors.items()]
-    floating = next(t for n, t in types.items() if tensors[n].is_floating_point())
-    shapes = [["samples", "seeds", HEADS, WIDTH] if isinstance(n, SeedPooling) else ["q_rows", HEADS, WIDTH] for n in nodes]
-    outputs = [helper.make_tensor_value_info(f"out_{i}", floating, shape) for i, shape in enumerate(shapes)]
-    graph = helper.make_graph(made, "nodes", inputs, outputs)
-    return with_functions(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    return examples.model_of(nodes, TYPES[next(iter(tensors.values())).dtype], HEADS, WIDTH)
 
 
 def run_onnx_runtime(model: onnx.ModelProto, tensors: dict[str, Tensor]) -> list[NDArray[Any]]:
