@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "kernels": {"kernels"},
     "model": {"model", "kernels", "kunlun"},
-    "serving": {"serving", "model", "kunlun"},
+    "serving": {"serving", "model", "kernels", "kunlun"},
     "loadtest": {"loadtest", "serving", "model", "kernels", "kunlun"},
     "kunlun": {"kunlun"},
 }
