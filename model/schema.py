@@ -306,6 +306,8 @@ class Schema(StrictModel):
         _distinct("affinities", [a.name for a in self.affinities])
         events, tasks = {e.name: e for e in self.events}, [t.name for t in self.tasks]
         features = {f.name: f for f in self.item_features}
+        if self.affinities:
+            _distinct("item_features (with affinities)", list(features), ("item",))
         for a in self.affinities:
             where = f"affinities.{a.name}"
             for role, name in (("event", a.event), ("outcome", a.outcome)):

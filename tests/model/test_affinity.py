@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import model.affinity
-from model.affinity import RateTable, ValueSpace, overlaps, rate_table, record_of, succeeded, value_sums
+from model.affinity import RateTable, ValueSpace, counted_rates, overlaps, record_of, succeeded, value_sums
 from model.config import ConfigError, parse_yaml
 from model.data.canonical import LogFile, write_log
 from model.data.request_log import load_request_log
@@ -94,13 +95,14 @@ def test_sums_over_values_equal_sums_over_pairs(slots: int, events: int, monkeyp
             assert found[candidate, 2 * feature : 2 * feature + 2] == pytest.approx(expected, abs=1e-5)
 
 
-def test_rates_are_smoothed_towards_the_base_rate_and_unknown_labels_do_not_count() -> None:
-    keys, labels = np.array([3, 3, 5, 5, 5]), np.array([1, 0, 1, np.nan, 0], np.float32)
-    table = rate_table(keys, labels, np.ones(5), 2.0)
+def test_rates_are_smoothed_towards_the_base_rate() -> None:
+    keys, positives = np.array([3, 5]), np.array([1.0, 1.0])
+    table = counted_rates(keys, positives, np.array([2.0, 2.0]), 2.0)
     assert table.base == 0.5
     assert table.of(np.array([3, 4, 5])) == pytest.approx([0.5, 0.5, 0.5])
-    sampled = rate_table(keys, labels, np.where(labels == 0, 4.0, 1.0), 2.0)  # a quarter of the negatives was kept
-    assert sampled.base == pytest.approx(0.2)
+    sampled = counted_rates(keys, positives, np.array([5.0, 15.0]), 20.0)  # shown items stand for others that are gone
+    assert sampled.base == pytest.approx(0.1)
+    assert sampled.of(np.array([3, 4, 5])) == pytest.approx([3 / 25, 0.1, 3 / 35])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,7 @@ def test_rates_are_smoothed_towards_the_base_rate_and_unknown_labels_do_not_coun
             "no attribute 'director' of kind categorical",
         ),
         ("by: [item, director", "by: [item, item, director", "by: declared twice: item"),
+        ("{name: length, kind", "{name: item, kind", r"item_features \(with affinities\): 'item' is reserved here"),
         (
             "{name: click, cap: 16}",
             "{name: click, cap: 8}",
@@ -156,6 +159,10 @@ def test_a_lookup_finds_every_value_and_nothing_else(monkeypatch: pytest.MonkeyP
 
 
 def test_schemas_without_affinities_keep_their_digest_and_others_have_their_own() -> None:
+    """The digest is the one that artifacts had when schemas knew no affinities: it must not change."""
+    before = "{name: s, tables: {item: {width: 2}}, item: {table: item}, events: [{name: click, cap: 2}], "
+    digest = parse_yaml(Schema, before + "tasks: [{name: click}], value: p_click}").digest
+    assert digest == "c4384985aca0118547bddc2d6f3b4076202fbc1200f4d040509d39afd7b7edd3"
     schema = parse_yaml(Schema, SCHEMA)
     assert schema.digest != schema.model_copy(update={"affinities": ()}).digest
 
@@ -208,3 +215,9 @@ def test_statistics_survive_storage_and_batches_carry_affinities(tmp_path: Path)
     assert taste[label == 1].min() > taste[label == 0].max()
     assert stats.moments["item.taste_genres_taste"][1] != 1.0
     assert batches[0].contexts.dense.shape == (60, 3)
+    held_out = log.labels.copy()
+    held_out[log.rows_of(last)] = 1 - held_out[log.rows_of(last)]
+    unseen = fit_features(replace(log, labels=held_out), train)
+    assert unseen.moments == stats.moments
+    assert np.array_equal(unseen.rates["taste"].rates, stats.rates["taste"].rates)
+    assert fit_features(replace(log, labels=1 - log.labels), train).rates["taste"].base != stats.rates["taste"].base

@@ -99,11 +99,26 @@ def test_a_resumed_run_continues_with_the_same_losses(log: RequestLog, tmp_path:
 
 def test_statistics_come_from_the_training_part_alone(log: RequestLog) -> None:
     split = split_requests(log, "time")
-    stats = fit_features(log, split.train)
-    late_only = set(log.item_index[np.concatenate([np.arange(*log.shown(r).indices(10**9)) for r in split.test])])
-    early = set(log.item_index[np.concatenate([np.arange(*log.shown(r).indices(10**9)) for r in split.train])])
-    for item in late_only - early:
-        assert log.item_keys[item] not in stats.vocabularies[log.schema.item.table]
+    held_out = np.concatenate([split.validation, split.test])
+    rows, end = log.rows_of(held_out), log.time_ms[split.train].max()
+    items, contexts, events = log.item_index.copy(), log.contexts.copy(), {}
+    items[rows] = len(log.item_keys)  # an item that nobody knows
+    contexts["surface"][held_out] = 12_345
+    for name, arrivals in log.events.items():
+        records = arrivals.records.copy()
+        records["category"][records["arrival_ms"] >= end] = 12_345
+        events[name] = replace(arrivals, records=records)
+    other = replace(
+        log, item_keys=np.append(log.item_keys, 12_345), items=np.append(log.items, log.items[:1]), item_index=items,
+        contexts=contexts, events=events,
+    )  # fmt: skip
+    stats, same, leaked = fit_features(log, split.train), fit_features(other, split.train), fit_features(other, np.arange(400))
+    assert same.moments == stats.moments != leaked.moments
+    assert same.boundaries == stats.boundaries
+    for table, keys in stats.vocabularies.items():
+        assert np.array_equal(same.vocabularies[table], keys), table
+    found = {table for table, keys in leaked.vocabularies.items() if 12_345 in keys}
+    assert found == {"item", "surface", "category"}, "each of the three can be told"
 
 
 def test_a_batch_holds_the_user_side_once_per_request(log: RequestLog) -> None:
