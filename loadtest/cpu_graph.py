@@ -33,7 +33,7 @@ from kernels.gdpa.padded import gdpa_padded
 from kernels.pffn.padded import pffn_padded
 from loadtest import encode_user
 from loadtest.bench import precisions
-from model.architectures.kunlun.flops import window_pairs
+from model.architectures.kunlun.flops import gdpa, seed_pooling, self_attention
 from model.architectures.kunlun.stack import StackConfig
 from model.architectures.registry import load_preset
 from model.cli.console import note, progress_bar
@@ -131,23 +131,17 @@ def parts(width: Width) -> list[Part]:
     pool = HierarchicalSeedPooling(d, heads, width.n_seeds, width.n_tokens, width.rank)
     config = load_preset("small")
     assert isinstance(config, StackConfig)
-    tower = config.default_tower.model_copy(update={"width": d, "heads": heads, "window": width.window})
+    sizes = {"width": d, "heads": heads, "window": width.window}
+    sizes |= {"n_seeds": width.n_seeds, "n_tokens": width.n_tokens, "kronecker_rank": width.rank}
+    tower = config.default_tower.model_copy(update=sizes)
     attend = SelfAttention(config, tower, CAP)
     return [
-        Part("GDPA", GDPA(gdpa_padded, width), generated, lambda u, t: 4.0 * u * t * n * d),
-        Part("PFFN block, operators", GDPA(pffn_padded, width), generated, lambda u, t: 4.0 * u * t * n * d),
-        Part("PFFN block, kernel", GDPA(pffn_padded, width), generated, lambda u, t: 4.0 * u * t * n * d, fused=True),
-        Part("window attention", attend, aged, lambda u, t: u * (8.0 * t * d * d + 4.0 * d * window_pairs(t, width.window))),
-        Part("seed pooling", pool, tokens, lambda u, t: u * _pooling(width, t)),
+        Part("GDPA", GDPA(gdpa_padded, width), generated, lambda u, t: u * gdpa(t, n, d)),
+        Part("PFFN block, operators", GDPA(pffn_padded, width), generated, lambda u, t: u * gdpa(t, n, d)),
+        Part("PFFN block, kernel", GDPA(pffn_padded, width), generated, lambda u, t: u * gdpa(t, n, d), fused=True),
+        Part("window attention", attend, aged, lambda u, t: u * self_attention(t, CAP, tower, executed=False)),
+        Part("seed pooling", pool, tokens, lambda u, t: u * seed_pooling(t, tower)),
     ]
-
-
-def _pooling(width: Width, steps: int) -> float:
-    """Keys and values, attention, output projection, and SumKron of one user."""
-    d, seeds, tokens, rank = width.d, width.n_seeds, width.n_tokens, width.rank
-    return (
-        4.0 * steps * d * d + 4.0 * seeds * steps * d + 2.0 * seeds * d * d + 2.0 * rank * (seeds * tokens * d + tokens * d * d)
-    )
 
 
 def compiled(part: Part, precision: str, shapes: Sequence[tuple[int, int]], library: Path | None) -> list[Measured]:

@@ -185,21 +185,10 @@ def _cosine_share(rows: NDArray[np.int32], starts: NDArray[np.int64]) -> NDArray
     return 1 / np.sqrt(np.maximum(np.add.reduceat(rows > 0, starts, axis=1, dtype=np.int64), 1))
 
 
-def rate_table(
-    keys: NDArray[np.int64], labels: NDArray[np.float32], weights: NDArray[np.float64], strength: float
-) -> RateTable:
-    """Rates (positives + strength · base) / (shown + strength) from shown items [C]; NaN labels are not counted."""
-    known = ~np.isnan(labels)
-    unique, at = np.unique(keys[known], return_inverse=True)
-    positives = np.bincount(at, labels[known], len(unique))
-    shown = np.bincount(at, weights[known], len(unique))
-    return counted_rates(unique, positives.astype(np.float64), shown.astype(np.float64), strength)
-
-
 def counted_rates(
     keys: NDArray[np.int64], positives: NDArray[np.float64], shown: NDArray[np.float64], strength: float
 ) -> RateTable:
-    """The same from counts of every item [I], `keys` ascending."""
+    """Rates (positives + strength · base) / (shown + strength) from counts of every item [I], `keys` ascending."""
     base = float(np.float32(np.clip(positives.sum() / max(shown.sum(), 1.0), 1e-4, 1 - 1e-4)))  # as it will be stored
     rates = (positives + strength * base) / (shown + strength)
     return RateTable(keys, rates.astype(np.float32), base)

@@ -107,13 +107,3 @@ class FlopModel:
 def flop_model(schema: Schema, config: ArchitectureConfig) -> FlopModel:
     """The formulas of a model on a schema."""
     return FlopModel(config, FeatureWidths.of(schema))
-
-
-def encode_flops(config: ArchitectureConfig, schema: Schema, lengths: Mapping[str, int]) -> FlopBreakdown:
-    """Useful FLOPs of encoding one user."""
-    return flop_model(schema, config).encode(lengths)
-
-
-def score_flops(config: ArchitectureConfig, schema: Schema, requests: int, candidates: int) -> FlopBreakdown:
-    """FLOPs of scoring `candidates` in all over `requests` user states."""
-    return flop_model(schema, config).score(requests, candidates)

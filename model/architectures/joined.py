@@ -130,11 +130,6 @@ def recent(given: Given, event: str, count: int, training: bool, at_least: int =
     return Recent(taken * mask.unsqueeze(-1), torch.gather(age, 1, at) * mask, mask.unsqueeze(-1))
 
 
-def module_name(event: str) -> str:
-    """Module key of an event type; bare names such as `apply` or `type` would clash with attributes of modules."""
-    return f"event_{event}"
-
-
 def _activation(name: str, width: int) -> nn.Module:
     if name == "dice":
         return Dice(width)

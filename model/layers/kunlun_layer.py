@@ -20,6 +20,7 @@ from model.architectures.kunlun.stack import StackConfig
 from model.layers.jagged import JaggedHistory
 from model.layers.seed_pooling import AttentionPooling, HierarchicalSeedPooling
 from model.layers.self_attention import SelfAttention
+from model.layers.tokens import event_module
 from model.layers.weight_generation import ContextSummary, GeneratedLinear, GeneratedWeights, LearnedWeights
 from model.layers.wukong import WukongMixture
 
@@ -181,8 +182,3 @@ def newest_tokens(s: Tensor, lengths: Tensor, count: int) -> Tensor:
     at = lengths[:, None] - back[None, :]  # [B, count]
     rows = s.gather(1, at.clamp(min=0).unsqueeze(-1).expand(-1, -1, s.shape[-1]))
     return F.layer_norm(rows, rows.shape[-1:]) * (at >= 0).to(s.dtype).unsqueeze(-1)
-
-
-def event_module(event: str) -> str:
-    """Module key of an event type; bare names such as `apply` or `type` would clash with attributes of modules."""
-    return f"event_{event}"

@@ -91,6 +91,11 @@ class HistoryTokens(nn.Module):
         return self.mix(F.silu(lifted))
 
 
+def event_module(event: str) -> str:
+    """Module key of an event type; bare names such as `apply` or `type` would clash with attributes of modules."""
+    return f"event_{event}"
+
+
 def length_mask(lengths: Tensor, steps: int) -> Tensor:
     """1.0 where a step is real, float32 [B, T]."""
     return (torch.arange(steps, device=lengths.device)[None, :] < lengths[:, None]).to(torch.float32)

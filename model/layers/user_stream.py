@@ -16,8 +16,8 @@ from model.architectures.kunlun.config import KunlunConfig
 from model.architectures.kunlun.stack import StackConfig
 from model.architectures.terms import FeatureWidths
 from model.layers.jagged import JaggedHistory
-from model.layers.kunlun_layer import HistoryInput, KunlunLayer, Sequence, event_module
-from model.layers.tokens import FlatTokens, HistoryTokens
+from model.layers.kunlun_layer import HistoryInput, KunlunLayer, Sequence
+from model.layers.tokens import FlatTokens, HistoryTokens, event_module
 
 
 class UserLayer(KunlunLayer):

@@ -1,8 +1,8 @@
 """Figures of predictions on a request log, each with a 95 % bootstrap interval over users, overall and per slice.
 
 `evaluate_predictions` is what `kunlun evaluate`, the demo and benchmarks report; `task_draws` gives the raw resamples, so
-that two models can be compared pairwise on the same users (`compare_predictions`, `model.metrics.comparison`). Sums are
-kept in `EvaluationState`, which this module builds from a log and draws from.
+that two models can be compared pairwise on the same users (`model.metrics.comparison`). Sums are kept in `EvaluationState`,
+which this module builds from a log and draws from.
 
 Invariant: examples with an unknown label are left out; a figure without a value (one class only, no positive) is left
 out of the result, so that it is always valid JSON. Figures are stated for the full distribution: of a log that was
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.request_log import RequestLog
-from model.metrics.bootstrap import Interval, difference_interval, interval, resamples
+from model.metrics.bootstrap import Interval, interval, resamples
 from model.metrics.evaluation_state import EvaluationState
 
 RESAMPLES = 300
@@ -66,26 +66,6 @@ def evaluate_predictions(
         result[task.name] = drawn.pop(ALL).to_json()
         if drawn:
             result[task.name]["slices"] = {name: own.to_json() for name, own in drawn.items()}
-    return result
-
-
-def compare_predictions(
-    predictions: NDArray[np.floating],
-    others: NDArray[np.floating],
-    log: RequestLog,
-    *,
-    count: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """Per task and figure the difference `predictions` - `others`, with the paired interval over users."""
-    result = {}
-    for number, task in enumerate(log.schema.tasks):
-        a, b = (task_draws(p[:, number], log, number, count=count, seed=seed) for p in (predictions, others))
-        result[task.name] = {
-            name: asdict(difference_interval(value, a.draws[name], b.values[name], b.draws[name]))
-            for name, value in a.values.items()
-            if math.isfinite(value - b.values[name])
-        }
     return result
 
 

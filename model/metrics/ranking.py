@@ -1,23 +1,16 @@
-"""Ranking and calibration figures that NE does not show: AUC, GAUC, NDCG@k, MRR, calibration error.
+"""What ranking and calibration figures are made of: AUC by group, NDCG@k and reciprocal rank by request, calibration bins.
 
-Pure numpy over flat arrays of examples; called by `model.metrics.evaluate` and by benchmarks.
+Pure numpy over flat arrays of examples; called by `model.metrics.evaluation_state`.
 Invariant: ties never help or hurt. Equal scores share their rank in AUC and get their expected gain in
 NDCG and MRR, so a constant prediction gets an AUC of 0.5 and the NDCG of a random order. Cost: one sort.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
-
-
-def auc(scores: Floats, labels: Floats) -> float:
-    """Area under the ROC curve; scores and labels [N]; NaN while one class is missing."""
-    return float(grouped_auc(scores, labels, np.zeros(len(scores), dtype=np.int64), 1)[0])
 
 
 def grouped_auc(
@@ -41,14 +34,6 @@ def grouped_auc(
         return np.asarray(wins / (np.bincount(owner, ups, minlength=count) * negatives), dtype=np.float64)
 
 
-def gauc(scores: Floats, labels: Floats, users: NDArray[np.int64]) -> float:
-    """AUC per user, weighted by the user's impressions, over users with both classes; NaN if there are none."""
-    count = int(users.max()) + 1 if len(users) else 0
-    per_user = grouped_auc(scores, labels, users, count)
-    weights = np.where(np.isnan(per_user), 0, np.bincount(users, minlength=count))
-    return float(np.nansum(per_user * weights) / weights.sum()) if weights.sum() else math.nan
-
-
 def ndcg_per_request(scores: Floats, labels: Floats, offsets: NDArray[np.int64], k: int = 10) -> NDArray[np.float64]:
     """NDCG@k with binary gains per request [R]; NaN for requests without a positive (they have no ideal order).
 
@@ -68,12 +53,6 @@ def ndcg_per_request(scores: Floats, labels: Floats, offsets: NDArray[np.int64],
     ideal = np.concatenate([[0.0], np.cumsum(discounts)])[positives]
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(positives > 0, gain / np.where(positives > 0, ideal, 1), np.nan), dtype=np.float64)
-
-
-def ndcg(scores: Floats, labels: Floats, offsets: NDArray[np.int64], k: int = 10) -> float:
-    """Mean NDCG@k over the requests with at least one positive; NaN if there are none."""
-    per_request = ndcg_per_request(scores, labels, offsets, k)
-    return float(np.nanmean(per_request)) if np.any(~np.isnan(per_request)) else math.nan
 
 
 def reciprocal_rank_per_request(scores: Floats, labels: Floats, offsets: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -109,15 +88,6 @@ def calibration_bins(predictions: Floats, bins: int = 20, weights: Floats | None
     population = np.bincount(value, weights).astype(np.float64)
     start = np.cumsum(population) - population
     return np.asarray((start * bins // max(population.sum(), 1))[value], dtype=np.int64)
-
-
-def expected_calibration_error(predictions: Floats, labels: Floats, bins: int = 20) -> float:
-    """Mean over examples of |average prediction - average label| of their bin; NaN without examples."""
-    if not len(predictions):
-        return math.nan
-    bin_of = calibration_bins(predictions, bins)
-    gap = np.bincount(bin_of, weights=np.asarray(predictions, dtype=np.float64) - np.asarray(labels))
-    return float(np.abs(gap).sum() / len(predictions))
 
 
 def _tie_numbers(scores: Floats, groups: NDArray[np.int64]) -> NDArray[np.int64]:

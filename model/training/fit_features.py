@@ -10,6 +10,7 @@ from model.data.request_log import RequestLog
 from model.feature_fit import FeatureFit
 from model.features import FeatureEncoder, FeatureStats, fit_affinity_moments
 from model.history import arrived_before, newest_event_ms
+from model.training.label_counts import label_counts
 
 BLOCK_EVENTS = 1 << 20
 PRIOR_STRENGTH = 20.0
@@ -65,12 +66,7 @@ def _rates(log: RequestLog, train: NDArray[np.int64]) -> dict[str, RateTable]:
     """Success rates of items per affinity, from labels of all shown items of training, of the full distribution."""
     if not log.schema.affinities:
         return {}
-    positives, counted = np.zeros((2, len(log.item_keys), len(log.schema.tasks)))
-    for requests in log.blocks(train):
-        rows = log.rows_of(requests)
-        labels, item = log.labels[rows], log.item_index[rows]
-        np.add.at(positives, item, np.nan_to_num(labels))
-        np.add.at(counted, item, ~np.isnan(labels) * log.weights(rows)[:, None])
+    counted, positives = label_counts(log, train)
     tables = {}
     for affinity in log.schema.affinities:
         task = [t.name for t in log.schema.tasks].index(affinity.outcome)

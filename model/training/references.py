@@ -16,24 +16,18 @@ from model.ranker import KunlunRanker
 from model.schema import Schema
 from model.training.batches import BatchMaker
 from model.training.forward import encode_inputs, score_inputs
+from model.training.label_counts import label_counts
 
 PRIOR_STRENGTH = 20.0
 GOLDEN_REQUESTS = 6
 
 
 def popularity_prior(log: RequestLog, train: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Smoothed label rate per item and task: (positives + 20 · base rate) / (shown + 20), of the full distribution.
+    """Smoothed label rate per item and task: (positives + 20 · base rate) / (shown + 20), by `label_counts`.
 
-    Counts every shown item of the training requests, also those that training samples away. `keys` int64 [N] sorted,
-    `rates` float32 [N, tasks], `default` float32 [tasks] for other items.
+    `keys` int64 [N] sorted, `rates` float32 [N, tasks], `default` float32 [tasks] for other items.
     """
-    count = np.zeros((len(log.item_keys), len(log.schema.tasks)))
-    positive = np.zeros_like(count)
-    for requests in log.blocks(train):
-        shown = log.rows_of(requests)
-        labels, item = log.labels[shown].astype(np.float64), log.item_index[shown]
-        np.add.at(count, item, ~np.isnan(labels) * log.weights(shown)[:, None])
-        np.add.at(positive, item, np.nan_to_num(labels))
+    count, positive = label_counts(log, train)
     base = positive.sum(axis=0) / np.maximum(count.sum(axis=0), 1)
     seen = count.max(axis=1) > 0
     rates = (positive + PRIOR_STRENGTH * base) / (count + PRIOR_STRENGTH)

@@ -18,6 +18,8 @@ def test_flops_count_real_pairs() -> None:
     assert found["GDPA"].flops(2, 100) == found["PFFN block, kernel"].flops(2, 100)
     projections = 8 * 100 * 128 * 128
     assert found["window attention"].flops(1, 100) == projections + 4 * 128 * window_pairs(100, 50)
+    pooled = 4 * 100 * 128**2 + 4 * 32 * 100 * 128 + 2 * 32 * 128**2 + 2 * 4 * (32 * 8 * 128 + 8 * 128**2)
+    assert found["seed pooling"].flops(3, 100) == 3 * pooled
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ class EncodeUser(EncodeGraph):
 
 
 class CrossNetwork(nn.Module):
-    """r [R, m], c [C, n] → x_0 and x_L, both [C, m + n]."""
+    """r [R, m], c [C, n] → x_L [C, m + n]."""
 
     def __init__(self, request_width: int, candidate_width: int, config: DCNv2Config) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class CrossNetwork(nn.Module):
         self.later = nn.ModuleList(nn.Linear(whole, inner, bias=rank is None) for _ in range(config.cross_layers - 1))
         self.lift = nn.ModuleList(nn.Linear(rank, whole) for _ in range(config.cross_layers)) if rank is not None else None
 
-    def forward(self, r: Tensor, c: Tensor, request_index: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, r: Tensor, c: Tensor, request_index: Tensor) -> Tensor:
         x0 = torch.cat([r.index_select(0, request_index), c], dim=1)
         x = x0 + x0 * self._lifted(0, self.first(r, c, request_index))
         for number, layer in enumerate(self.later, start=1):
             x = x + x0 * self._lifted(number, layer(x))
-        return x0, x
+        return x
 
     def _lifted(self, layer: int, inner: Tensor) -> Tensor:
         return inner if self.lift is None else self.lift[layer](inner)
@@ -80,7 +80,7 @@ class ScoreCandidates(ScoreGraph):
 
     def score(self, given: Given) -> Tensor:
         r, c, index = request_rows(given, given["state_user"]), features(given, "item"), given[REQUEST_INDEX]
-        _, x = self.crosses(r, c, index)
+        x = self.crosses(r, c, index)
         if not self.stacked:  # one linear head over [x_L ‖ h] (eq. 5), its second half inside `beside`
             return self.logits(x) + self.beside(r, c, index)
         for layer in self.network:

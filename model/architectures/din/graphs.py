@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from model.architectures.din.config import DINConfig
 from model.architectures.graphs import EncodeGraph, Given, ScoreGraph, features
-from model.architectures.joined import JoinedNetwork, PReLU, Recent, module_name, recent, request_rows
+from model.architectures.joined import JoinedNetwork, PReLU, Recent, recent, request_rows
 from model.architectures.terms import FeatureWidths
+from model.layers.tokens import event_module
 from model.schema import Schema
 from model.signature import REQUEST_INDEX
 
@@ -75,13 +76,13 @@ class EncodeUser(EncodeGraph):
         widths = FeatureWidths.of(schema)
         self.counts = config.counts(widths.caps)
         self.keys = nn.ModuleDict(
-            {module_name(e): HistoryKeys(inputs, config.width, config.attention_hidden) for e, inputs in widths.events.items()}
+            {event_module(e): HistoryKeys(inputs, config.width, config.attention_hidden) for e, inputs in widths.events.items()}
         )
 
     def encode(self, given: Given) -> tuple[Tensor, ...]:
         states = [features(given, "user")]
         for event, count in self.counts.items():
-            states += self.keys[module_name(event)](recent(given, event, count, self.training))
+            states += self.keys[event_module(event)](recent(given, event, count, self.training))
         return tuple(states)
 
 
@@ -93,7 +94,9 @@ class ScoreCandidates(ScoreGraph):
         widths = FeatureWidths.of(schema)
         self.events = tuple(widths.events)
         self.query = nn.Linear(widths.item, config.width)
-        self.units = nn.ModuleDict({module_name(e): ActivationUnit(config.width, config.attention_hidden) for e in self.events})
+        self.units = nn.ModuleDict(
+            {event_module(e): ActivationUnit(config.width, config.attention_hidden) for e in self.events}
+        )
         self.network = JoinedNetwork(
             widths.user + widths.context,
             widths.item + len(self.events) * config.width,
@@ -108,5 +111,5 @@ class ScoreCandidates(ScoreGraph):
         parts = [item]
         for event in self.events:
             keys, hidden = given[f"state_{event}_keys"], given[f"state_{event}_hidden"]
-            parts.append(self.units[module_name(event)](keys, hidden, queries, index))
+            parts.append(self.units[event_module(event)](keys, hidden, queries, index))
         return self.network(request_rows(given, given["state_user"]), torch.cat(parts, dim=1), index)

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from model.architectures.graphs import EncodeGraph, Given, ScoreGraph, beside, features
 from model.architectures.hstu.config import HSTUConfig
-from model.architectures.joined import module_name, recent
+from model.architectures.joined import recent
 from model.architectures.terms import FeatureWidths
 from model.layers.dropout import HiddenDropout
+from model.layers.tokens import event_module
 from model.schema import Schema
 from model.signature import REQUEST_INDEX
 
@@ -69,7 +70,7 @@ class EncodeUser(EncodeGraph):
         widths = FeatureWidths.of(schema)
         self.heads, self.counts = config.heads, config.counts(widths.caps)
         self.user = nn.Linear(widths.user, config.width)
-        self.events = nn.ModuleDict({module_name(e): nn.Linear(n, config.width) for e, n in widths.events.items()})
+        self.events = nn.ModuleDict({event_module(e): nn.Linear(n, config.width) for e, n in widths.events.items()})
         self.layers = nn.ModuleList(Projections(config.width) for _ in range(config.layers - 1))
         self.last = nn.Linear(config.width, 2 * config.width)  # nothing reads the last layer's tokens, only its V and K
         self.time_bias = nn.ModuleList(TimeBias() for _ in range(config.layers))
@@ -80,7 +81,7 @@ class EncodeUser(EncodeGraph):
         tokens, ages, masks = [user], [torch.full_like(user[..., 0], OLDEST_S)], [torch.ones_like(user[..., :1])]
         for event, count in self.counts.items():
             history = recent(given, event, count, self.training)
-            tokens.append(self.events[module_name(event)](history.features) * history.mask)
+            tokens.append(self.events[event_module(event)](history.features) * history.mask)
             ages.append(history.age_s)
             masks.append(history.mask)
         x, age, mask = torch.cat(tokens, dim=1), torch.cat(ages, dim=1), torch.cat(masks, dim=1)

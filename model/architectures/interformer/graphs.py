@@ -21,10 +21,11 @@ from torch.nn import functional as F
 
 from model.architectures.graphs import EncodeGraph, Given, ScoreGraph, features
 from model.architectures.interformer.config import InterFormerConfig
-from model.architectures.joined import CandidateTokens, module_name, recent
+from model.architectures.joined import CandidateTokens, recent
 from model.architectures.terms import FeatureWidths
 from model.layers.dropout import HiddenDropout
-from model.layers.tokens import FlatTokens
+from model.layers.rote import RotaryTemporal
+from model.layers.tokens import FlatTokens, event_module
 from model.layers.wukong import WukongExpert
 from model.schema import Schema
 from model.signature import REQUEST_INDEX
@@ -41,14 +42,14 @@ class EncodeUser(EncodeGraph):
         self.counts, self.recent_tokens = config.counts(widths.caps), config.recent_tokens
         self.user = FlatTokens(widths.user, config.user_tokens, d)
         self.events = nn.ModuleDict(
-            {module_name(e): nn.Sequential(nn.Linear(n, d), nn.SiLU(), nn.Linear(d, d)) for e, n in widths.events.items()}
+            {event_module(e): nn.Sequential(nn.Linear(n, d), nn.SiLU(), nn.Linear(d, d)) for e, n in widths.events.items()}
         )
 
     def encode(self, given: Given) -> tuple[Tensor, ...]:
         states = [self.user(features(given, "user"))]
         for event, count in self.counts.items():
             history = recent(given, event, count, self.training, self.recent_tokens)
-            states += [self.events[module_name(event)](history.features) * history.mask, history.mask.squeeze(-1)]
+            states += [self.events[event_module(event)](history.features) * history.mask, history.mask.squeeze(-1)]
         return tuple(states)
 
 
@@ -93,7 +94,7 @@ class SequenceLayer(nn.Module):
         mixed = F.layer_norm(s, s.shape[-1:]) @ weight * self.width**-0.5
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in self.qkv(mixed).chunk(3, -1))
         angle = self._positions(s.shape[1] - self.cls).unsqueeze(1) * self.theta
-        q, k = _rotated(q, angle), _rotated(k, angle)
+        q, k = (RotaryTemporal.rotate(x, angle.cos(), angle.sin()) for x in (q, k))
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         weights = scores.masked_fill(mask[:, None, None, :] == 0, _MASKED).softmax(-1)
         return s + self.out((weights @ v).transpose(1, 2).flatten(2)) * mask.unsqueeze(-1)
@@ -174,10 +175,3 @@ class ScoreCandidates(ScoreGraph):
     def _mask(self, mask: Tensor) -> Tensor:
         """With the CLS tokens, which are always real."""
         return F.pad(mask, (self.cls, 0), value=1.0)
-
-
-def _rotated(x: Tensor, angle: Tensor) -> Tensor:
-    """Rotary positions: the pairs (x_j, x_{j + d_h/2}) of x [C, H, T, d_h] turned by angle [T, d_h/2]."""
-    a, b = x.chunk(2, dim=-1)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

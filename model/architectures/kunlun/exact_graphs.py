@@ -17,9 +17,9 @@ from model.architectures.kunlun.config import ExactConfig, history_states
 from model.architectures.kunlun.graphs import histories_of
 from model.architectures.terms import FeatureWidths
 from model.layers.dropout import HiddenDropout
-from model.layers.kunlun_layer import KunlunLayer, Sequence, event_module
+from model.layers.kunlun_layer import KunlunLayer, Sequence
 from model.layers.served_form import padded_to_cap
-from model.layers.tokens import FlatTokens, row_invariant_linear
+from model.layers.tokens import FlatTokens, event_module, row_invariant_linear
 from model.layers.user_stream import history_tokens
 from model.schema import Schema
 from model.signature import REQUEST_INDEX

@@ -11,8 +11,9 @@ from model.architectures.kunlun.config import KunlunConfig, memory_states
 from model.architectures.terms import FeatureWidths
 from model.layers.candidate_stream import CandidateStream
 from model.layers.jagged import JaggedHistory
-from model.layers.kunlun_layer import HistoryInput, event_module
+from model.layers.kunlun_layer import HistoryInput
 from model.layers.target_pooling import TargetKeys, TargetMemory
+from model.layers.tokens import event_module
 from model.layers.user_stream import UserStream
 from model.schema import Schema
 from model.signature import REQUEST_INDEX
