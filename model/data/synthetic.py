@@ -84,7 +84,8 @@ def generate(
     """Simulate and write a canonical log; returns what ``dataset.json`` says, the Bayes figures included.
 
     Users do not influence each other, so with `config.shards` above 1 each share of the users is simulated by its own process
-    from its own random numbers: another log of the same world. It depends on the number of shards, not on the processes.
+    from random numbers of its own: another log of the same world. It depends on the number of shards, not on the processes.
+    The first shard's generator begins where the world's did (NumPy seeds [s, 0] as s); figures of sharded logs rest on it.
     """
     schema = schema or synthetic_schema()
     rng = np.random.default_rng(config.seed)

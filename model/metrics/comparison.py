@@ -25,7 +25,8 @@ NE = "ne"
 def mean_over_seeds(runs: Sequence[TaskDraws], figure: str = NE, seed: int = 0) -> tuple[float, NDArray[np.float64]]:
     """The mean of a figure over runs of one model, and its resamples [B] over users and runs.
 
-    All runs must come from the same resamples. With one run the spread between seeds is unknown and left out.
+    All runs must come from the same resamples. With one run the spread between seeds is unknown and left out; of S runs,
+    resampling shows (S - 1) / S of the variance between seeds.
     """
     draws = np.stack([run.draws[figure] for run in runs])  # [S, B]
     chosen = np.random.default_rng([seed, len(runs)]).integers(0, len(runs), draws.shape)

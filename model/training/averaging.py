@@ -5,7 +5,8 @@
 after step t, so that the average is not one of the random start. Rows of embedding tables that a step does not touch keep
 their weight, so their average is caught up with only when they are touched next, or asked for: with A_t = Σ ln d and the
 row last brought up to date at A_s, a ← w + (a − w) · exp(A_t − A_s). So a step costs what it costs without averages, plus the
-dense weights and the touched rows. Memory: a second copy of the weights and 8 bytes per row.
+dense weights and the touched rows. Memory: a second copy of the weights and 8 bytes per row. Running statistics of `Dice`, an
+average themselves, are left as they are.
 """
 
 from __future__ import annotations

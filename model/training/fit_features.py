@@ -16,7 +16,7 @@ BLOCK_EVENTS = 1 << 20
 PRIOR_STRENGTH = 20.0
 """Impressions at the base rate that every item is taken to have had."""
 AFFINITY_SAMPLE = 2000
-"""Training requests, spread evenly, that the moments of affinities are taken from."""
+"""At least so many training requests, and less than twice as many, spread evenly, give the moments of affinities."""
 
 
 def fit_features(log: RequestLog, train: NDArray[np.int64], kept: NDArray[np.bool_] | None = None) -> FeatureStats:

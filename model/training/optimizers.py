@@ -77,7 +77,7 @@ def learning_rate_share(step: int, total: int, config: OptimizerConfig) -> float
 
 
 def _adamw(parameters: Sequence[Tensor], position: Sequence[Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; biases, gains and the position table are not decayed."""
+    """AdamW; parameters of at most one dimension (biases, most gains) and the position table are not decayed."""
     free = {id(p) for p in position} | {id(p) for p in parameters if p.dim() <= 1}
     groups = [
         {"params": [p for p in parameters if id(p) not in free], "weight_decay": config.weight_decay},
