@@ -21,7 +21,6 @@ from loadtest.ablations.variants import DEFAULT, Variant
 from model.architectures.registry import parse_architecture
 from model.cli.console import note, progress_bar
 from model.data.request_log import RequestLog, load_request_log
-from model.data.slices import arrived_by_event
 from model.flops import FlopModel
 from model.metrics.comparison import relative_gain
 from model.metrics.evaluate import TaskDraws, task_draws
@@ -100,10 +99,10 @@ class Ablations:
 
     @cached_property
     def mean_lengths(self) -> dict[str, float]:
-        """Mean length of the held-out requests' histories by event type, at most the cap."""
+        """Mean length of the held-out requests' histories by event type."""
         requests, _ = self.models[DEFAULT][0].predictions(self.log)
-        arrived = arrived_by_event(self.log)
-        return {e.name: float(np.minimum(arrived[e.name][requests], e.cap).mean()) for e in self.log.schema.events}
+        means = self.log.history_lengths(requests).mean(axis=0)
+        return dict(zip((e.name for e in self.log.schema.events), means.tolist(), strict=True))
 
     def flops(self, model: TrainedModel) -> dict[str, float]:
         """MFLOPs of encoding a user of mean history, of a candidate, and of whole requests, all states encoded anew."""

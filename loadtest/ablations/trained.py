@@ -83,12 +83,14 @@ class TrainedModel:
 
     def train(self) -> None:
         """Train unless that was done before; a run that was cut off goes on."""
+        from model.training.run import has_checkpoint
+
         if (self.run / "result.json").exists():
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
         config = self.workdir / "train.yaml"
         config.write_text(yaml.safe_dump(self.config.model_dump(mode="json")), encoding="utf-8")
-        resume = ["--resume"] if (self.run / "checkpoint").exists() else []
+        resume = ["--resume"] if has_checkpoint(self.run) else []
         arguments = [str(config), "--data", str(self.study.data), "--output", str(self.run), *resume]
         note(f"[bold]training {self.name}, seed {self.seed}[/] (kunlun train …)")
         run_stage(["train", *arguments], timeout_s=TRAINING_LIMIT_S)

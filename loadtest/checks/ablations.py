@@ -22,7 +22,9 @@ from loadtest.ablations.study import Ablations, Row
 from loadtest.ablations.trained import Study
 from loadtest.ablations.variants import DEFAULT, VARIANTS
 from loadtest.pipeline import CONFIGS, Pipeline
+from loadtest.processes import StageFailed
 from model.cli.console import note
+from model.config import ConfigError
 
 SIZES = {False: ("100000", "12500"), True: ("16000", "2000")}
 """Requests and users of the synthetic log, by --fast: eight requests per user, as in the default world."""
@@ -33,14 +35,20 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="a Metarank-format log (default: synthetic data)")
     parser.add_argument("--fast", action="store_true", help="a smaller log and one seed: minutes, wider intervals")
     parser.add_argument("--seeds", type=int, help="trainings of each variant (default: 2, with --fast 1)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants and the default")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=[v.name for v in VARIANTS], help="these variants and the default"
+    )
     parser.add_argument("--preset", help="vary this preset as it is (default: the model of `make quality` for the data)")
     parser.add_argument("--rounds", type=int, default=60, help="rounds of the speed measurement (default: 60)")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablations"), help="kept, and not built again")
     parser.add_argument("--page", action="store_true", help="also write docs/ablations.md")
     arguments = parser.parse_args()
-    ablations = _study(arguments)
-    rows = ablations.rows()
+    try:
+        ablations = _study(arguments)
+        rows = ablations.rows()
+    except (ConfigError, StageFailed) as error:
+        note(str(error))
+        return 2
     line = _line(arguments, ablations, rows)
     (arguments.workdir / "last.json").write_text(json.dumps(line), encoding="utf-8")
     if arguments.page:

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from rich.table import Table
 
@@ -30,11 +30,7 @@ from model.architectures.registry import merged
 from model.cli.console import note, progress_bar, stderr
 from model.config import StrictModel, load_yaml
 from model.data.request_log import RequestLog, load_request_log
-from model.data.split import split_requests
 from model.schema import Schema
-
-if TYPE_CHECKING:
-    from model.training.config import TrainConfig
 
 CONFIG = Path(__file__).parents[1] / "configs" / "baselines.yaml"
 NE_MARGIN = 0.005
@@ -90,7 +86,7 @@ def adapted(log: RequestLog, settings: ModelSettings) -> RequestLog:
 def trained_row(data: Path, name: str, settings: Settings, seed: int, workdir: Path) -> Row:
     """Train (unless it has been) and measure one model."""
     from model.flops import flop_model
-    from model.training.config import parse_config
+    from model.training.config import parse_config, split_of
     from model.training.evaluation import evaluate_run
     from model.training.fit_run import fit_run
     from model.training.run import TrainingRun
@@ -103,7 +99,7 @@ def trained_row(data: Path, name: str, settings: Settings, seed: int, workdir: P
         fit_run(config, log, path)
     run = TrainingRun.open(path)
     figures = evaluate_run(run, log, "test")[log.schema.tasks[0].name]
-    test = split_requests(log, config.split.value).test
+    test = split_of(config, log).test
     lengths = dict(zip((e.name for e in log.schema.events), log.history_lengths(test).mean(axis=0).round(), strict=True))
     shown = int(np.diff(log.offsets)[test].mean().round())
     flops = flop_model(log.schema, run.config.model)
@@ -114,20 +110,21 @@ def trained_row(data: Path, name: str, settings: Settings, seed: int, workdir: P
         {f: figures[f] for f in FIGURES if f in figures},
         run.result["best"]["validation_ne"],
         run.result["parameters"],
-        _examples_per_s(run.result, config, log),
+        _examples_per_s(run.result, split_of(config, log).train, log),
         per_request / shown,
     )
 
 
-def yardstick_rows(data: Path) -> list[Row]:
-    """Logistic regression on one-hot features, user ids among them, and boosted trees on it."""
+def yardstick_rows(data: Path, settings: Settings) -> list[Row]:
+    """Logistic regression on one-hot features, user ids among them, and boosted trees on it; split as the models are."""
     from loadtest.yardsticks.boosted_trees import boosted_trees
     from model.features import FeatureEncoder
     from model.metrics.evaluate import evaluate_predictions
+    from model.training.config import parse_config, split_of
     from model.training.fit_features import fit_features
 
     log = adapted(load_request_log(data), ModelSettings(train={}, user_ids=True))
-    split = split_requests(log, "per_user_last")
+    split = split_of(parse_config(settings.common), log)
     encoder = FeatureEncoder(log.schema, fit_features(log, split.train))
     test, rows = log.subset(split.test), []
     predictions = boosted_trees(log, encoder, split, note=note)
@@ -157,11 +154,9 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _examples_per_s(result: Mapping[str, Any], config: TrainConfig, log: RequestLog) -> float:
+def _examples_per_s(result: Mapping[str, Any], train: NDArray[np.int64], log: RequestLog) -> float:
     """Examples per second of training, evaluations left out."""
-    train = split_requests(log, config.split.value).train
-    steps_per_epoch = math.ceil(len(train) / config.batch_requests)
-    return float(result["steps"] / steps_per_epoch * len(log.rows_of(train)) / result["seconds"])
+    return float(result["steps"] / result["steps_per_epoch"] * len(log.rows_of(train)) / result["seconds"])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -220,7 +215,7 @@ def main() -> int:
             bar.update(task, advance=1, note=row.model)
             note(f"{row.model} seed {row.seed}: NE {row.figures['ne']['value']:.4f}, AUC {row.figures['auc']['value']:.4f}")
     if not arguments.no_yardsticks:
-        rows += yardstick_rows(arguments.data)
+        rows += yardstick_rows(arguments.data, settings)
     found = summary(rows)
     _show(found)
     line: dict[str, Any] = {"ok": True, "rows": found}

@@ -1,7 +1,8 @@
-"""`make quality`: does the model show in NE what it promises? Trained, exported, compiled and scored as it would be served.
+"""`make quality`: does the model show in NE what it promises?
 
-With `--data`, on a Metarank-format log (`quality_log`), whose targets are those of RankLens; without, on synthetic data,
-whose truth is known (`quality_synthetic`). The last line is one JSON object with `ok`, the figures and their targets.
+With `--data`, on a Metarank-format log (`quality_log`): trained, exported, compiled and scored as it would be served, against
+the targets of RankLens. Without, on synthetic data, whose truth is known (`quality_synthetic`): the torch twin's
+probabilities. The last line is one JSON object with `ok`, the figures and their targets.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 from numpy.typing import NDArray
 
@@ -168,11 +167,12 @@ def _only_with_positives(source: Path, target: Path) -> None:
     log = read_log(source)
     requests = log.tables[LogFile.REQUESTS]
     column = requests[f"label_{log.schema.tasks[0].name}"].combine_chunks()
-    positives = np.add.reduceat(column.flatten().to_numpy(), column.offsets.to_numpy()[:-1])
+    positives = np.add.reduceat(column.flatten().to_numpy(), column.offsets.to_numpy()[:-1], dtype=np.int64)
     kept = requests.filter(pa.array(positives > 0))
     shutil.rmtree(target, ignore_errors=True)
     tables = {file: {n: t[n] for n in t.column_names} for file, t in {**log.tables, LogFile.REQUESTS: kept}.items()}
-    write_log(target, log.schema, tables, {**log.info, "requests": len(kept), "labels": int(pc.sum(column.flatten()).as_py())})
+    counts = log.info["counts"] | {"requests": len(kept), "impressions": len(kept["items"].combine_chunks().flatten())}
+    write_log(target, log.schema, tables, {**log.info, "counts": counts})
 
 
 def _curve(run: Path) -> list[float]:

@@ -77,9 +77,8 @@ class SyntheticQuality:
             "ne_bayes": round(self.bounds["ne_bayes"], 5),
             "over_bayes_percent": _percent(over),
             "gap_closed_percent": _percent(share),
-            "size": asdict(self.size) | {"models": None},
+            "size": {name: size for name, size in asdict(self.size).items() if name != "models"},
         }
-        figures["size"].pop("models")
         if self.size_name == "fast":
             figures["full_target"] = f"the full run's: at most {OVER_BAYES:.0%} over the NE of the true probabilities"
             met = share.value >= REDUCED_SHARE

@@ -31,6 +31,8 @@ from model.data.canonical import LogFile
 from model.data.request_log import RequestLog
 
 TIMES, WIDER = 4.0, 8
+OUT_OF_MEMORY = ("MemoryError", "allocate", "bad_alloc", "malloc of size")
+"""One of these is in the last line of an error where memory was refused."""
 SAMPLE_S = 0.02
 SHIFT_MS = 40 * 86_400_000
 
@@ -106,6 +108,12 @@ def train_capped(directory: Path, workdir: Path, storage: str, cap_bytes: int, s
     }
 
 
+def is_out_of_memory(returncode: int, stderr: str) -> bool:
+    """Whether a process ended since it got no more memory, and for no other reason."""
+    last = next((line for line in reversed(stderr.splitlines()) if line.strip()), "")
+    return returncode != 0 and any(sign in last for sign in OUT_OF_MEMORY)
+
+
 class PeakOf:
     """The largest value of a line of ``/proc/self/status`` while the context lasts."""
 
@@ -158,7 +166,9 @@ def _parent(arguments: argparse.Namespace, workdir: Path) -> int:
     seconds = round(time.perf_counter() - began, 1)
     note("the same from memory, which must be refused")
     in_memory = _child(arguments, directory, workdir, "memory")
-    refused = in_memory.returncode != 0 and any(sign in in_memory.stderr for sign in ("MemoryError", "allocate", "memory"))
+    refused = is_out_of_memory(in_memory.returncode, in_memory.stderr)
+    if not refused:
+        note(in_memory.stderr[-2000:])
     times = figures["array_bytes"] / figures["peak_private_bytes"] if figures else 0.0
     line = {
         "ok": bool(figures) and times >= TIMES and refused,

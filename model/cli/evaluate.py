@@ -95,8 +95,8 @@ def _text(
                 shown = "  ".join(f"{f} {_shown(own[f])}" for f in SHOWN_PER_SLICE if f in own)
                 lines.append(f"  {task}, {name} ({own['examples']:,} examples): {shown}")
     for task, by_slice in gains.items():
-        over = ", ".join(str(o.run.path) for o in others)
-        lines.append(f"relative NE gain over {over} in % (positive: better), paired over users{' and seeds' * (len(runs) > 1)}")
+        over, seeds = ", ".join(str(o.run.path) for o in others), " and seeds" * (max(len(runs), len(others)) > 1)
+        lines.append(f"relative NE gain over {over} in % (positive: better), paired over users{seeds}")
         lines += [
             f"  {task}, {'all' if name == '*' else name}: {g['value']:+.3f}  [{g['low']:+.3f}, {g['high']:+.3f}]"
             for name, g in by_slice.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from loadtest.ablations.page import page
 from loadtest.ablations.trained import Study, TrainedModel
 from loadtest.ablations.variants import DEFAULT, VARIANTS
+from loadtest.checks import ablations
 from loadtest.checks.ablations import _is_defined
 from loadtest.pipeline import CONFIGS
 from model.architectures.registry import parse_architecture
@@ -67,6 +69,13 @@ def test_the_page_holds_every_row_and_its_command() -> None:
     assert (
         "| other | 0.9000 | +0.40 [-0.10, +0.90] | 1.00 | 0.250 | 7.0 | 26.0 | 126.0 | 768 | ×1.25 | ×0.50 | QPS +1 % |" in text
     )
+
+
+def test_a_variant_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablations", "--only", "neithr"])
+    with pytest.raises(SystemExit):
+        ablations.main()
+    assert "invalid choice: 'neithr'" in capsys.readouterr().err
 
 
 def test_a_row_without_an_ne_is_not_ok() -> None:
