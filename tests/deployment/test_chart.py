@@ -22,6 +22,9 @@ def helm() -> str:
     if found is None:
         # No package of Debian or PyPI has it; `make deploy-check` fetches it.
         pytest.skip("not verified here: helm is not installed (make deploy-check fetches it)")
+    pytest.importorskip(
+        "kubernetes_validate", reason="not verified here: kubernetes-validate is not installed (make deploy-check)"
+    )
     return found
 
 
