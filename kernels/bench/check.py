@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from typing import Any
@@ -37,7 +37,7 @@ def run_check(until: float, dry_run: bool, parts: set[str], command: str) -> tup
             parities, sanitized = _correctness(machine, dry_run, parts, limit, bar, missing)
         results = _speed(machine, dry_run, until, bar, missing) if "speed" in parts else []
     text = report.markdown(machine, command, parities, sanitized, results, missing)
-    return text, report.figures(machine, parities, sanitized, results, missing)
+    return text, report.figures(machine, parts, parities, sanitized, results, missing)
 
 
 def _correctness(
@@ -48,8 +48,9 @@ def _correctness(
     everything = tasks(machine.device, dry_run)
     found, verdicts, sanitizer = list[Parity](), list[Sanitized](), None
     if dry_run:
-        found = list(bar.track([task.run() for task in everything], description="parity"))
-        return found, Sanitizer(machine.device).wait(until)
+        if "parity" in parts:
+            found = [task.run() for task in bar.track(everything, description="parity")]
+        return found, Sanitizer(machine.device).wait(until) if "races" in parts else []
     workers = max(1, min(14, (os.cpu_count() or 2) - 2))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         warm = [pool.submit(Task.run, task) for task in small]
@@ -57,10 +58,12 @@ def _correctness(
         if "races" in parts:
             wait(warm, timeout=max(0.0, until - time.monotonic()))
             sanitizer = Sanitizer(machine.device)
-        for future in _until(futures, until):
-            found.append(_result(future, futures[future]))
-            bar.console.print(report.parity_line(found[-1]), highlight=False)
-        missing += [f"parity of {task.name}" for future, task in futures.items() if not future.done()]
+        done, late = wait(futures, timeout=max(0.0, until - time.monotonic()))
+        for future, task in futures.items():
+            if future in done:
+                found.append(_result(future, task))
+                bar.console.print(report.parity_line(found[-1]), highlight=False)
+        missing += [f"parity of {task.name}" for future, task in futures.items() if future in late]
         pool.shutdown(wait=False, cancel_futures=True)
         if sanitizer is not None:
             verdicts = sanitizer.wait(until)
@@ -74,12 +77,6 @@ def _result(future: Future[Parity], task: Task) -> Parity:
         return future.result()
     operation = f"{task.name.rsplit(', ', 1)[0]} ({type(failure).__name__}: {str(failure).splitlines()[0][:160]})"
     return Parity(operation, str(task.dtype).removeprefix("torch."), {"run": float("inf")}, {"run": 1.0})
-
-
-def _until(futures: dict[Future[Parity], Task], until: float) -> Iterator[Future[Parity]]:
-    """Those done by `until`, in the order of the tasks."""
-    wait(futures, timeout=max(0.0, until - time.monotonic()))
-    return (future for future in futures if future.done() and not future.cancelled())
 
 
 def _speed(machine: Machine, tiny: bool, until: float, bar: Progress, missing: list[str]) -> list[Result]:

@@ -8,6 +8,7 @@ kernels are held against both, since a power-limited or shared card never reache
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -60,9 +61,9 @@ class Machine:
 
 
 def datasheet(name: str) -> Ceilings | None:
-    """Peaks of the first entry whose name occurs in the driver's name."""
+    """Peaks of the first entry whose name occurs as whole words in the driver's name: an L40 is no L4."""
     for product, tflops, tbs in DATASHEET:
-        if product in name:
+        if re.search(rf"(?<![\w-]){product}(?![\w])", name):
             return Ceilings(tflops, tbs, "data sheet")
     return None
 
@@ -103,4 +104,5 @@ def _driver() -> str:
     if not shutil.which("nvidia-smi"):
         return "unknown"
     asked = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip().splitlines()[0]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip().splitlines()
+    return answer[0] if answer else "unknown"

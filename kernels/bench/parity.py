@@ -74,14 +74,14 @@ def operations(device: str, small: bool) -> Iterator[Operation]:
             yield Operation(
                 f"window_attention d_h {width}, w {window}",
                 (rows,) * 3,
-                lambda q, k, v, w=window: window_attention(q, k, v, offsets, w),
+                lambda q, k, v, w=window: window_attention(q, k, v, offsets, w, backend="triton"),
                 lambda q, k, v, w=window: window_attention_jagged(q, k, v, offsets, w)[0],
             )
         for seeds in (19,) if small else (19, 256):
             yield Operation(
                 f"seed_pooling d_h {width}, {seeds} seeds",
                 ((seeds, heads, width), rows, rows),
-                lambda e, k, v: seed_pooling(e, k, v, offsets),
+                lambda e, k, v: seed_pooling(e, k, v, offsets, backend="triton"),
                 lambda e, k, v: seed_pooling_jagged(e, k, v, offsets)[0],
             )
     width, n_kv = (32, 16) if small else (128, 128)

@@ -77,7 +77,7 @@ class SeedPoolingBenchmark(Benchmark):
         """The operator as callers use it."""
         offsets = batch.layout["offsets"]
         seeds, k, v = batch.leaves
-        return of_autograd(lambda: seed_pooling(seeds, k, v, offsets), batch.leaves, batch.d_out, (same,) * 4)
+        return of_autograd(lambda: seed_pooling(seeds, k, v, offsets, backend="triton"), batch.leaves, batch.d_out, (same,) * 4)
 
     @variant("eager (padded)", baseline=True)
     def eager(self, batch: Batch) -> Prepared:

@@ -80,7 +80,9 @@ class WindowBenchmark(Benchmark):
         """The operator as callers use it."""
         offsets, window = batch.layout["offsets"], batch.case.sizes["window"]
         q, k, v = batch.leaves
-        return of_autograd(lambda: window_attention(q, k, v, offsets, window), batch.leaves, batch.d_out, (same,) * 4)
+        return of_autograd(
+            lambda: window_attention(q, k, v, offsets, window, backend="triton"), batch.leaves, batch.d_out, (same,) * 4
+        )
 
     @variant("eager (blocked, padded)", baseline=True)
     def eager(self, batch: Batch) -> Prepared:
@@ -98,13 +100,17 @@ class WindowBenchmark(Benchmark):
 
     @variant("SDPA (dense mask, padded)")
     def sdpa(self, batch: Batch) -> Prepared:
-        """`scaled_dot_product_attention` with the band as a mask (none where the window covers whole rows of one length)."""
-        size = batch.case.sizes
+        """`scaled_dot_product_attention` with the band as a mask (none where the window covers whole rows of one length).
+
+        The mask is made beforehand, as a model would make it once for all its layers.
+        """
+        size, lengths = batch.case.sizes, torch.tensor(batch.layout["lengths"], device=self.device)
         steps = torch.arange(size["T"], device=self.device)
         near = (steps[:, None] - steps[None, :]).abs() <= size["window"]
+        whole = size["window"] >= size["T"] - 1 and size["sparsity"] == 1.0
+        mask = None if whole else near & (steps < lengths[:, None])[:, None, None, :]
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, window: int) -> Tensor:
-            mask = None if bool(near.all()) and size["sparsity"] == 1.0 else near & (steps < lengths[:, None])[:, None, None, :]
+        def attend(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
         return self._padded(batch, attend)

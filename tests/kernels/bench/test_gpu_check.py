@@ -6,16 +6,20 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from kernels.bench.device import Ceilings, datasheet
-from kernels.bench.parity import Operation, compare
-from kernels.bench.report import roofline
+from kernels import dispatch
+from kernels.bench import parity
+from kernels.bench.device import Ceilings, Machine, datasheet
+from kernels.bench.parity import Operation, Parity, compare
+from kernels.bench.report import figures, roofline
 from kernels.bench.run import Result
-from kernels.bench.sanitizer import _wait
+from kernels.bench.sanitizer import Sanitized, _wait
 from kernels.bench.timing import Timing
 from kernels.dispatch import window_attention
 from kernels.window.reference import window_attention_jagged
@@ -82,9 +86,53 @@ def test_roofline_is_the_larger_of_arithmetic_and_memory_time() -> None:
 
 @pytest.mark.parametrize(
     ("name", "tflops", "tbs"),
-    [("NVIDIA H100 80GB HBM3", 989.0, 3.35), ("NVIDIA H100 PCIe", 756.0, 2.0), ("NVIDIA GH200 480GB", 989.0, 4.0)],
+    [
+        ("NVIDIA H100 80GB HBM3", 989.0, 3.35),
+        ("NVIDIA H100 PCIe", 756.0, 2.0),
+        ("NVIDIA GH200 480GB", 989.0, 4.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0, 2.039),
+        ("NVIDIA L4", 121.0, 0.3),
+    ],
 )
 def test_the_data_sheet_is_found_by_the_drivers_name(name: str, tflops: float, tbs: float) -> None:
     found = datasheet(name)
     assert found is not None
     assert (found.tflops, found.tbs) == (tflops, tbs)
+
+
+@pytest.mark.parametrize("name", ["NVIDIA L40", "NVIDIA A10G", "NVIDIA RTX A1000", "NVIDIA T4"])
+def test_a_gpu_has_no_data_sheet_of_another(name: str) -> None:
+    assert datasheet(name) is None
+
+
+def test_ok_is_about_the_parts_that_were_asked_for() -> None:
+    machine = Machine("cuda", {"device": "a GPU"}, (Ceilings(1.0, 1.0, "measured"),), 1)
+    good, bad = (Parity("gdpa", "float32", {"out": error}, {"out": 1.0}) for error in (0.5, 2.0))
+    slow = Result("gdpa", "case", "triton", "forward", failure="out of memory")
+    clean, raced = Sanitized("racecheck", True, ""), Sanitized("racecheck", False, "")
+    for parts, parities, sanitized, results, ok in (
+        ({"parity"}, [good], [], [], True),
+        ({"parity"}, [good, bad], [], [], False),
+        ({"parity"}, [], [], [], False),
+        ({"races"}, [], [clean], [], True),
+        ({"races"}, [], [raced], [], False),
+        ({"speed"}, [], [], [slow], False),
+        ({"parity", "races", "speed"}, [], [clean], [], False),
+    ):
+        assert figures(machine, parts, parities, sanitized, results, [])["ok"] is ok, (parts, parities, sanitized, results)
+
+
+def test_parity_runs_the_kernels_also_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run that compared plain forms with themselves could not fail."""
+    backends: dict[str, set[str]] = {}
+    for name in ("gdpa", "pffn", "window_attention", "seed_pooling"):
+        plain = getattr(dispatch, name)
+
+        def watched(*given: object, name: str = name, plain: Callable[..., Tensor] = plain, backend: str = "auto") -> Tensor:
+            backends.setdefault(name, set()).add(backend)
+            return plain(*given, backend="reference")
+
+        monkeypatch.setattr(parity, name, watched)
+    for operation in parity.operations("cpu", True):
+        operation.operator(*(torch.zeros(shape) for shape in operation.shapes))
+    assert backends == {name: {"triton"} for name in ("gdpa", "pffn", "window_attention", "seed_pooling")}
