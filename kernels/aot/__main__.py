@@ -38,7 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (write, search, every):
         command.add_argument("--output", type=Path, default=FOLDER, help="build folder, also the cache (default: %(default)s)")
     chosen = parser.parse_args(arguments)
-    return {"build": _build, "report": _report, "tiles": _tiles, "check": _check}[chosen.command](chosen)
+    try:
+        return {"build": _build, "report": _report, "tiles": _tiles, "check": _check}[chosen.command](chosen)
+    except (ValueError, RuntimeError) as error:  # a selection without kernels, a compiler that fails
+        sys.stderr.write(f"python -m kernels.aot {chosen.command}: {error}\n")
+        return 1
 
 
 def _build(chosen: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from kernels import variants as shipped
-from kernels.aot.variant import CONSTEXPR, Variant, Work, argument_names
+from kernels.aot.variant import CONSTEXPR, Variant, Work, argument_names, query_units
 from kernels.seed_pooling.triton_forward import MANY
 from kernels.variants import Blocks, padded_width
 from kernels.window.triton_forward import NARROW
@@ -59,9 +59,8 @@ def variant(a: Attention, tile: Blocks) -> Variant:
     arguments = {name: f"p->{name}" for name in kinds} | {"log2_scale": f"p->scale * {LOG2_E}"}
     if window:
         kinds |= {"tiles": "*i32", "units_per_sample": "i32", "window": "i32"}
-        length = f"ceil_div(p->max_length > 0 ? p->max_length : 1, {tile.m})"
-        arguments |= {"tiles": "p->units", "units_per_sample": f"static_cast<int32_t>({length})", "window": "p->window"}
-        units = f"p->units ? p->unit_count : ceil_div(p->max_length, {tile.m}) * static_cast<uint64_t>(p->samples)"
+        per_sample, units = query_units(tile.m)
+        arguments |= {"tiles": "p->units", "units_per_sample": per_sample, "window": "p->window"}
         grid = (units, "p->heads", "1")
     else:
         kinds |= {"order": "*i32", "n_seeds": "i32"}

@@ -7,7 +7,7 @@ from kernels.aot import tiles
 from kernels.aot.attention import BYTES, C_DTYPE, TRITON, Attention, attention
 from kernels.aot.attention import variant as attention_variant
 from kernels.aot.tiles import Shipped
-from kernels.aot.variant import CONSTEXPR, Variant, Work, argument_names
+from kernels.aot.variant import CONSTEXPR, Variant, Work, argument_names, query_units
 from kernels.triton_activations import activation_codes
 from kernels.variants import Blocks
 
@@ -48,8 +48,7 @@ def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
         "kv_index": "p->kv_index",
     }  # fmt: skip
     scalars = {"scale_in": "p->scale_in", "scale_out": "p->scale_out"}
-    per_sample = f"static_cast<int32_t>(ceil_div(p->max_length > 0 ? p->max_length : 1, {unit}))"
-    units = f"p->units ? p->unit_count : ceil_div(p->max_length, {unit}) * static_cast<uint64_t>(p->samples)"
+    per_sample, units = query_units(unit)
     counts = {"units_per_sample": per_sample}
     if v.operator == "gdpa":
         kernel, grid = "kernels.gdpa.triton_forward:gdpa_forward", (units, "p->heads", "1")

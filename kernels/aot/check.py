@@ -41,8 +41,11 @@ def executed(tests: Path, folder: Path) -> dict[str, Any]:
     """Runs the tests of the kernels in a process of their own."""
     results = folder / "tests.xml"
     folder.mkdir(parents=True, exist_ok=True)
+    results.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-rN", f"--junitxml={results}", str(tests)]
     done = subprocess.run(command, stdout=sys.stderr, check=False)
+    if not results.exists():  # pytest did not get as far as running anything
+        return {"ok": False, "tests": 0, "status": done.returncode}
     suite = next(ElementTree.parse(results).getroot().iter("testsuite"))
     count = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
     return {"ok": done.returncode == 0 and count["tests"] > 0, **count, "seconds": round(float(suite.get("time", "0")))}

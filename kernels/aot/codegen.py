@@ -25,7 +25,7 @@ FAMILIES = {
 def write_sources(compiled: Sequence[Compiled], folder: Path, version: str) -> list[Path]:
     """Writes images, `images.S` and `table.cpp` into `folder`; returns the two sources. Output depends on nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(compiled, key=lambda c: (c.job.variant.family, c.job.sm, c.job.variant.order, c.job.variant.name))
+    ordered = sorted(compiled, key=lambda c: (c.job.variant.family, c.job.sm, c.job.variant.name))
     assembly = ['.section .rodata, "a", @progbits']
     rows: list[str] = []
     functions: list[str] = []
@@ -74,7 +74,7 @@ def write_sources(compiled: Sequence[Compiled], folder: Path, version: str) -> l
 def _functions_of(variant: Variant, hidden: int) -> str:
     """The accept and launch functions of a variant, with `@` for their number. Equal texts are written once."""
     struct = FAMILIES[variant.family][1]
-    conditions = [f"p->{field} == {value}" for field, value in variant.when.items()] + list(variant.bounds)
+    conditions = [f"p->{field} == {value}" for field, value in variant.when.items()]
     types = variant.c_types()
     parameters = [f"  {kind} const a_{name} = {variant.arguments[name]};" for name, kind in types.items()]
     addresses = [f"const_cast<void*>(static_cast<const void*>(&a_{name}))" for name in types]
@@ -108,7 +108,7 @@ def _row(unit: Compiled, kind: str, symbol: str, number: int) -> str:
         str(kind == "ptx").lower(),
         symbol,
         f'"{unit.info.kernel}"',
-        *map(str, (unit.threads, unit.shared_bytes, variant.num_ctas, variant.unit_rows)),
+        *map(str, (unit.threads, unit.shared_bytes, variant.unit_rows)),
         f"accepts_{number}",
         f"launch_{number}",
     ]

@@ -59,7 +59,7 @@ def compile_variant(job: Job) -> Compiled:
         raise ValueError(f"variant {variant.name}: signature {list(variant.signature)}, kernel {list(function.arg_names)}")
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(variant.signature) if name in variant.aligned}
     source = ASTSource(fn=function, signature=dict(variant.signature), constexprs=dict(variant.constants), attrs=attributes)
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "num_ctas": variant.num_ctas}
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     if job.sm == PTX_SM:
         options["ptx_version"] = PTX_VERSION
     kernel = triton.compile(source, target=GPUTarget("cuda", job.sm, 32), options=options)

@@ -32,7 +32,6 @@ class Cubin:
     static_shared_bytes: int
     parameters: tuple[KernelParameter, ...]
     parameter_bytes: int
-    abi: tuple[int, int]  # ELF OS ABI and its version; (0x41, 8) is CUDA 13's, which drivers before R580 refuse
 
 
 def read_cubin(data: bytes) -> Cubin:
@@ -57,7 +56,7 @@ def read_cubin(data: bytes) -> Cubin:
             total = struct.unpack("<H", payload[:2])[0]
     shared = sections.get(f".nv.shared.{kernel}", (0, b""))[0]
     ordered = tuple(sorted(parameters, key=lambda p: p.ordinal))
-    return Cubin(kernel, registers, stack, shared, ordered, total, (data[7], data[8]))
+    return Cubin(kernel, registers, stack, shared, ordered, total)
 
 
 def _sections(data: bytes) -> dict[str, tuple[int, bytes]]:

@@ -1,7 +1,7 @@
 """The launcher library from Python: its parameter structs as ctypes, its status codes as one exception. No torch here.
 
 Field names, order and types are those of `kunlun_kernels.h`; the library refuses a struct whose size differs, and
-`tests/kernels/aot/test_library.py` compares every offset with the C compiler's.
+`tests/kernels/aot/test_launcher.py` compares every offset with the C compiler's.
 """
 
 from __future__ import annotations

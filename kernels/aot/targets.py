@@ -33,10 +33,6 @@ class Target:
     mufu_per_clock: int = 16
     fma_per_clock: int = 128
 
-    @property
-    def name(self) -> str:
-        return f"sm_{self.sm}"
-
 
 _KIB = 1024
 TARGETS: tuple[Target, ...] = (

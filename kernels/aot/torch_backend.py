@@ -149,6 +149,8 @@ def seed_pooling(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor
     seeds, k, v, offsets = seeds.contiguous(), _strided(k), _strided(v), offsets.int().contiguous()
     out = torch.empty((len(offsets) - 1, *seeds.shape), dtype=k.dtype, device=k.device)
     call = describe_seed_pooling(seeds, k, v, out, offsets)
+    if not len(k):
+        return out.zero_()  # no sample has rows, and an empty tensor has no address to pass
     if out.numel():
         with torch.cuda.device(k.device):
             order = longest_first(offsets)
@@ -217,6 +219,8 @@ def _run(q: Tensor, k: Tensor, v: Tensor, params: gdpa_params.GDPAParams, jagged
     q, k, v = (x.contiguous() for x in (q, k, v))
     jagged = layout(*arguments(params, jagged)[:8])  # index tensors as int32
     out = (torch.empty_like if jagged.q_lengths is None else torch.zeros_like)(q)
+    if not len(k) and not block:
+        return out.zero_()  # nobody has keys, and an empty tensor has no address to pass
     if out.numel():
         with torch.cuda.device(q.device):
             launch(describe(q, k, v, out, params, jagged, block, eps), len(q), jagged)

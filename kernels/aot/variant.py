@@ -49,7 +49,6 @@ class Variant:
     arguments: argument → C++ expression, one for each that is no constexpr;
     grid: C++ expressions of the launch grid; a factor of 0 means that there is nothing to do;
     when: struct field → C++ constant it must equal for this variant to apply;
-    bounds: further C++ conditions over `p`;
     aligned: pointer arguments known to be multiples of 16 bytes, and integers known to be multiples of 16.
     """
 
@@ -62,13 +61,10 @@ class Variant:
     grid: tuple[str, str, str]
     when: Mapping[str, str]
     work: Work
-    bounds: tuple[str, ...] = ()
     aligned: frozenset[str] = frozenset()
     num_warps: int = 4
     num_stages: int = 2
-    num_ctas: int = 1
     unit_rows: int = 1  # query rows of one grid unit
-    order: int = 0  # of variants that apply to the same parameters, the lower is used
 
     def __post_init__(self) -> None:
         passed = {name for name, kind in self.signature.items() if kind != CONSTEXPR}
@@ -92,6 +88,12 @@ class Variant:
         if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
             raise RuntimeError("TRITON_INTERPRET is set: kernels are compiled in a process without it")
         return _function(self.kernel)
+
+
+def query_units(rows: int) -> tuple[str, str]:
+    """C++ of (units per sample, units in all), `rows` query rows each: by work list, or counted where there is none."""
+    per_sample = f"static_cast<int32_t>(ceil_div(p->max_length > 0 ? p->max_length : 1, {rows}))"
+    return per_sample, f"p->units ? p->unit_count : ceil_div(p->max_length, {rows}) * static_cast<uint64_t>(p->samples)"
 
 
 def argument_names(kernel: str) -> list[str]:

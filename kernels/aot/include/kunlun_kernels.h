@@ -190,8 +190,8 @@ KUNLUN_API const char* kunlun_last_error(void);
 /* KUNLUN_KERNELS_ABI of the library. */
 KUNLUN_API int kunlun_kernels_abi(void);
 
-/* JSON: what the library holds (variants, compute capabilities, sizes) and the layout of the structs, for bindings to
- * check theirs against. Static; needs no driver. */
+/* JSON: what the library holds, as {"version", "ptx": SM of the text images, "variants": {name: {"family", "sm": [...]}}}.
+ * Static; needs no driver. */
 KUNLUN_API const char* kunlun_kernels_manifest(void);
 
 #ifdef __cplusplus

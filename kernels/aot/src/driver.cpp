@@ -39,8 +39,7 @@ void open_driver() {
       resolve(library, "cuDeviceGetAttribute", d.device_get_attribute) &&
       resolve(library, "cuModuleLoadDataEx", d.module_load_data) &&
       resolve(library, "cuModuleGetFunction", d.module_get_function) &&
-      resolve(library, "cuFuncSetAttribute", d.function_set_attribute) && resolve(library, "cuLaunchKernel", d.launch) &&
-      resolve(library, "cuLaunchKernelEx", d.launch_ex);
+      resolve(library, "cuFuncSetAttribute", d.function_set_attribute) && resolve(library, "cuLaunchKernel", d.launch);
   if (!complete) return;
   const CUresult result = d.init(0);
   if (result == kSuccess) return;

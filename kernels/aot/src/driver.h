@@ -2,9 +2,6 @@
 // without a toolkit; names, values and layouts are those of cuda.h and have been stable since CUDA 12.0.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "kunlun_kernels.h"
 
 namespace kunlun {
@@ -23,30 +20,8 @@ enum : int {
   kJitErrorLogBufferBytes = 6,
   kComputeCapabilityMajor = 75,
   kComputeCapabilityMinor = 76,
-  kSharedBytesOptIn = 97,
   kFuncMaxDynamicSharedBytes = 8,
-  kLaunchClusterDimension = 4,
 };
-
-struct LaunchAttribute {
-  int id;
-  char padding[4];
-  union {
-    char bytes[64];
-    struct {
-      unsigned x, y, z;
-    } cluster;
-  } value;
-};
-static_assert(sizeof(LaunchAttribute) == 72, "CUlaunchAttribute");
-
-struct LaunchConfig {
-  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
-  CUstream stream;
-  LaunchAttribute* attributes;
-  unsigned attribute_count;
-};
-static_assert(offsetof(LaunchConfig, stream) == 32 && sizeof(LaunchConfig) == 56, "CUlaunchConfig");
 
 struct Driver {
   CUresult (*init)(unsigned);
@@ -60,7 +35,6 @@ struct Driver {
   CUresult (*module_get_function)(CUfunction*, CUmodule, const char*);
   CUresult (*function_set_attribute)(CUfunction, int, int);
   CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**);
-  CUresult (*launch_ex)(const LaunchConfig*, CUfunction, void**, void**);
 };
 
 // The driver, or nullptr after fail() has recorded why there is none. Opened once per process.

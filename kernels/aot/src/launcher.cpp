@@ -11,7 +11,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "errors.h"
 
@@ -240,25 +239,15 @@ kunlun_status launch(Family family, const void* params, CUstream stream) {
 }
 
 kunlun_status enqueue(const Image& image, CUfunction function, const uint64_t (&grid)[3], void** arguments, CUstream stream) {
-  const uint64_t x = grid[0] * image.cluster;
-  if (!x || !grid[1] || !grid[2]) return KUNLUN_OK;
-  if (x > 2147483647u || grid[1] > 65535 || grid[2] > 65535)
+  if (!grid[0] || !grid[1] || !grid[2]) return KUNLUN_OK;
+  if (grid[0] > 2147483647u || grid[1] > 65535 || grid[2] > 65535)
     return fail(KUNLUN_INVALID_ARGUMENT, "%s: grid %llu x %llu x %llu exceeds 2147483647 x 65535 x 65535; split the batch", image.name,
-                static_cast<unsigned long long>(x), static_cast<unsigned long long>(grid[1]),
+                static_cast<unsigned long long>(grid[0]), static_cast<unsigned long long>(grid[1]),
                 static_cast<unsigned long long>(grid[2]));
   const Driver* d = driver();
-  const unsigned gx = static_cast<unsigned>(x), gy = static_cast<unsigned>(grid[1]), gz = static_cast<unsigned>(grid[2]);
-  CUresult result;
-  if (image.cluster == 1) {
-    result = d->launch(function, gx, gy, gz, image.threads, 1, 1, image.shared_bytes, stream, arguments, nullptr);
-  } else {
-    LaunchAttribute cluster{};
-    cluster.id = kLaunchClusterDimension;
-    cluster.value.cluster = {image.cluster, 1, 1};
-    const LaunchConfig config{gx, gy, gz, image.threads, 1, 1, image.shared_bytes, stream, &cluster, 1};
-    result = d->launch_ex(&config, function, arguments, nullptr);
-  }
-  return result == kSuccess ? KUNLUN_OK : driver_error(*d, image.cluster == 1 ? "cuLaunchKernel" : "cuLaunchKernelEx", result);
+  const unsigned gx = static_cast<unsigned>(grid[0]), gy = static_cast<unsigned>(grid[1]), gz = static_cast<unsigned>(grid[2]);
+  const CUresult result = d->launch(function, gx, gy, gz, image.threads, 1, 1, image.shared_bytes, stream, arguments, nullptr);
+  return result == kSuccess ? KUNLUN_OK : driver_error(*d, "cuLaunchKernel", result);
 }
 
 }  // namespace kunlun

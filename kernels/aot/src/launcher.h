@@ -26,7 +26,6 @@ struct Image {
   const char* kernel;
   unsigned threads;
   unsigned shared_bytes;
-  unsigned cluster;
   int32_t unit_rows;  // query rows of one grid unit
   AcceptFunction accepts;
   LaunchFunction launch;

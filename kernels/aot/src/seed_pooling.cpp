@@ -16,6 +16,7 @@ kunlun_status check_struct(const kunlun_seed_pooling_params* p) {
       {"n_seeds", p->n_seeds, 1, INT32_MAX},
       {"heads", p->heads, 1, 65535},
       {"head_width", p->head_width, 1, 1024},
+      {"reserved", static_cast<int32_t>(p->reserved), 0, 0},
   });
 }
 

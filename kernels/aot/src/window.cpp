@@ -17,6 +17,7 @@ kunlun_status check_struct(const kunlun_window_params* p) {
       {"heads", p->heads, 1, 65535},
       {"head_width", p->head_width, 1, 1024},
       {"window", p->window, 0, 1 << 30},
+      {"reserved", static_cast<int32_t>(p->reserved), 0, 0},
   });
 }
 

@@ -9,7 +9,6 @@ enum { SUCCESS = 0, NO_BINARY = 209, INVALID_CONTEXT = 201 };
 
 struct launch {
   unsigned grid[3], block[3], shared;
-  unsigned cluster;
   unsigned long long stream, function;
   unsigned char parameters[512];
 };
@@ -55,23 +54,15 @@ CUresult cuFuncSetAttribute(void* f, int attribute, int value) {
   fake_dynamic_shared[(unsigned long long)f - 0x2000] = value;
   return SUCCESS;
 }
-static CUresult record(void* f, const unsigned* grid, const unsigned* block, unsigned shared, void* stream, void** parameters, unsigned cluster) {
+static CUresult record(void* f, const unsigned* grid, const unsigned* block, unsigned shared, void* stream, void** parameters) {
   memset(&fake_last, 0, sizeof fake_last);
   memcpy(fake_last.grid, grid, 12), memcpy(fake_last.block, block, 12);
-  fake_last.shared = shared, fake_last.cluster = cluster;
+  fake_last.shared = shared;
   fake_last.stream = (unsigned long long)stream, fake_last.function = (unsigned long long)f - 0x2000;
   for (int i = 0; i < fake_parameter_count; ++i) memcpy(fake_last.parameters + fake_offsets[i], parameters[i], fake_sizes[i]);
   return ++fake_launches, SUCCESS;
 }
 CUresult cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** parameters, void** extra) {
   unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
-  return (void)extra, record(f, grid, block, shared, stream, parameters, 1);
-}
-struct attribute { int id; char pad[4]; union { char bytes[64]; struct { unsigned x, y, z; } cluster; } value; };
-struct config { unsigned gx, gy, gz, bx, by, bz, shared; void* stream; struct attribute* attributes; unsigned count; };
-CUresult cuLaunchKernelEx(const struct config* c, void* f, void** parameters, void** extra) {
-  unsigned grid[] = {c->gx, c->gy, c->gz}, block[] = {c->bx, c->by, c->bz}, cluster = 1;
-  for (unsigned i = 0; i < c->count; ++i)
-    if (c->attributes[i].id == 4) cluster = c->attributes[i].value.cluster.x;
-  return (void)extra, record(f, grid, block, c->shared, c->stream, parameters, cluster);
+  return (void)extra, record(f, grid, block, shared, stream, parameters);
 }

@@ -37,7 +37,6 @@ class Launch(ctypes.Structure):
         ("grid", ctypes.c_uint * 3),
         ("block", ctypes.c_uint * 3),
         ("shared", ctypes.c_uint),
-        ("cluster", ctypes.c_uint),
         ("stream", ctypes.c_ulonglong),
         ("function", ctypes.c_ulonglong),
         ("parameters", ctypes.c_ubyte * 512),

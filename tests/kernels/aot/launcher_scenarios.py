@@ -67,7 +67,6 @@ def launched(
         "shared": last.shared,
         "dynamic": driver.dynamic_shared(0),
         "stream": last.stream,
-        "cluster": last.cluster,
         "parameters": [(p.size, raw[p.offset : p.offset + p.size]) for p in info.parameters] if info else [],
         "unit_rows": 0 if isinstance(params, SeedPoolingParams) else kernels.unit_rows(params),
     }
@@ -184,6 +183,8 @@ def attention_refusals(fake: Path, library: Path) -> None:
         (WindowParams, WINDOW, "offsets", None, "params->offsets is NULL, expected a device address"),
         (WindowParams, WINDOW, "window", -1, "params->window is -1, expected 0 to 1073741824"),
         (WindowParams, WINDOW, "unit_count", 0, "params->unit_count is 0 beside a work list, expected its length"),
+        (WindowParams, WINDOW, "reserved", 1, "params->reserved is 1, expected 0 to 0"),
+        (SeedPoolingParams, POOLING, "reserved", 1, "params->reserved is 1, expected 0 to 0"),
         (WindowParams, WINDOW, "heads", 5, "no kernel for these parameters on sm_80"),
         (SeedPoolingParams, POOLING, "v_row", 0, "params->v_row is 0, expected a positive multiple of 16 elements"),
         (SeedPoolingParams, POOLING, "seeds", 0x10004, "params->seeds is 0x10004, expected an address aligned to 16 bytes"),

@@ -44,6 +44,7 @@ def test_tests_are_executed_and_counted(tmp_path: Path) -> None:
     passed = check.executed(good, tmp_path / "out")
     assert (passed["ok"], passed["tests"], passed["failures"]) == (True, 2, 0)
     assert not check.executed(bad, tmp_path / "out")["ok"]
+    assert check.executed(tmp_path / "test_absent.py", tmp_path / "out")["ok"] is False
 
 
 def test_cpu_fractions_come_from_the_closing_line_of_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,3 +88,8 @@ def test_the_command_ends_with_one_json_line(
 def test_a_selection_without_variants_is_refused() -> None:
     with pytest.raises(ValueError, match="--only gdpa_int8: no variant has such a name"):
         command.selected_jobs([90], ["gdpa_int8"])
+
+
+def test_a_command_that_cannot_be_done_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["build", "--sm", "75"]) == 1
+    assert capsys.readouterr().err == "python -m kernels.aot build: sm: expected one of 80, 86, 89, 90, 100, 120, found 75\n"

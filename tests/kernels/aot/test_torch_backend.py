@@ -64,6 +64,16 @@ def test_attention_wants_cuda_tensors_and_no_gradients() -> None:
         torch_backend.seed_pooling(x, x, x, offsets)
 
 
+def test_batches_without_keys_need_no_launch() -> None:
+    """Empty tensors have no address; the kernels' own answer would be zeros."""
+    q, _, jagged = rows()
+    none = torch.zeros(0, 2, 32)
+    nothing = Jagged(jagged.q_offsets, k_offsets=torch.tensor([0, 0], dtype=torch.int32))
+    assert torch.equal(torch_backend.gdpa(q + 1, none, none, GDPAParams(), nothing), torch.zeros_like(q))
+    pooled = torch_backend.seed_pooling(q + 1, none, none, torch.tensor([0, 0, 0]))
+    assert torch.equal(pooled, torch.zeros(2, *q.shape))
+
+
 def test_what_was_not_compiled_ahead_is_refused_by_name() -> None:
     q, k, jagged = rows()
     out = torch.empty_like(q)
