@@ -13,14 +13,19 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from kunlun.v1 import events_pb2, feedback_pb2, ranker_pb2
+from kunlun.v1 import events_pb2, features_pb2, feedback_pb2, ranker_pb2
 from model.config import ConfigError
 from serving.config import ServerConfig, TlsConfig
 from serving.protocol.guard import Guard
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in ((ranker_pb2, "Ranker"), (events_pb2, "Events"), (feedback_pb2, "Feedback"))
+    for module, name in (
+        (ranker_pb2, "Ranker"),
+        (events_pb2, "Events"),
+        (features_pb2, "Features"),
+        (feedback_pb2, "Feedback"),
+    )
 )
 TRANSPORT_LIMIT_FACTOR = 16
 """gRPC's own receive limit over ours: up to here the caller is told which limit was exceeded, beyond it only the code."""

@@ -95,7 +95,7 @@ class CleanRoot:
             status = compiling.wait(WAIT_S)
         finally:
             compiling.kill()
-        self._say(compiling.log.rstrip())
+        self._say(_shortened(compiling.log.rstrip()))
         if status != 0:
             raise StageFailed(f"kunlun compile ended with status {status}")
         began = time.perf_counter()
@@ -184,8 +184,8 @@ def _megabytes(path: Path) -> int:
     return round(int(done.stdout.split()[0]) / 1e6)
 
 
-def _shortened(text: str, lines: int = 12) -> str:
-    every = text.splitlines()
+def _shortened(text: str, lines: int = 12, width: int = 240) -> str:
+    every = [line if len(line) <= width else f"{line[:width]}…" for line in text.splitlines()]
     return "\n".join(every if len(every) <= lines else [*every[:lines], f"… {len(every) - lines} more lines"])
 
 

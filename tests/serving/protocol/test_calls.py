@@ -255,7 +255,8 @@ def test_health_and_reflection_pass_the_guard(channel: grpc.Channel) -> None:
     call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
     listed = next(call(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=5))
     names = {service.name for service in listed.list_services_response.service}
-    assert {"kunlun.v1.Ranker", "kunlun.v1.Events", "kunlun.v1.Feedback", "grpc.health.v1.Health"} <= names
+    ours = {f"kunlun.v1.{name}" for name in ("Ranker", "Events", "Features", "Feedback")}
+    assert ours | {"grpc.health.v1.Health"} <= names
 
 
 def test_a_caller_who_leaves_is_counted_as_cancelled(server: ProtocolServer, channel: grpc.Channel) -> None:
