@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check quality ablations gpu-check kernels kernels-check system-deps install clean
+.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check quality ablations gpu-check kernels kernels-check trt-check system-deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ kernels: $(STAMP) ## compile the kernels for every GPU and link build/kernels/li
 
 kernels-check: $(STAMP) ## all about the kernels that needs no GPU: interpreter tests, every cubin, static report, launcher library
 	$(BIN)/python -m kernels.aot check --cpu loadtest.cpu_graph
+
+trt-check: $(STAMP) ## TensorRT without a GPU: plugin, parser, plans of tiny, small, ref-m (needs TENSORRT_ROOT, extra trt-check); PAGE=1
+	$(BIN)/python -m loadtest.checks.tensorrt $(if $(PAGE),--page)
 
 system-deps: ## the few Debian packages that some tests use (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus haproxy g++

@@ -11,7 +11,6 @@ from kernels.aot.variant import CONSTEXPR, Variant, Work, argument_names, query_
 from kernels.triton_activations import activation_codes
 from kernels.variants import Blocks
 
-ACTIVATION = "fast_gelu"  # of every shipped variant: the presets' and the published benchmarks'
 INDEX = "*i32"
 SERVING_UNIT_TILES = 4  # Q tiles per work unit: batches of a server are too small for the units of a training batch
 ROWS_PER_SAMPLE, LONG_KEYS = 512, 1024  # what a roofline assumes of a batch
@@ -37,7 +36,7 @@ def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
     resident = 0 < v.n_kv <= tile.n
     unit_tiles = min(tile.unit_tiles, SERVING_UNIT_TILES) if resident and v.operator == "gdpa" else 1
     unit = tile.m * unit_tiles
-    codes, per_head = activation_codes((ACTIVATION,), v.heads)
+    codes, per_head = activation_codes((shipped.ACTIVATION,), v.heads)
     constants: dict[str, object] = {
         "HEADS": v.heads, "HEAD_WIDTH": v.head_width, "N_KV": v.n_kv, "CODES": codes, "PER_HEAD": per_head,
         "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_D": shipped.padded_width(v.head_width),
@@ -77,7 +76,7 @@ def gdpa(v: shipped.Variant, tile: Blocks) -> Variant:
         grid=grid,
         when={
             "dtype": C_DTYPE[v.dtype],
-            "activation": f"KUNLUN_{ACTIVATION.upper()}",
+            "activation": f"KUNLUN_{shipped.ACTIVATION.upper()}",
             "block": str(int(v.operator == "pffn")),
             "heads": str(v.heads),
             "head_width": str(v.head_width),
