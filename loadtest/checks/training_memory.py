@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from model.cli.console import note
 from model.data.canonical import LogFile
+from model.data.open_log import STATUS, Storage, open_request_log, proc_bytes
 from model.data.request_log import RequestLog
 
 TIMES, WIDER = 4.0, 8
@@ -68,7 +69,6 @@ def train_capped(directory: Path, workdir: Path, storage: str, cap_bytes: int, s
     """In a process of its own: a run with at most `cap_bytes` more private memory than after a run on a tiny log."""
     import torch
 
-    from model.data.open_log import Storage, open_request_log
     from model.training.config import TrainConfig
     from model.training.fit_run import fit_run
 
@@ -91,7 +91,7 @@ def train_capped(directory: Path, workdir: Path, storage: str, cap_bytes: int, s
         tiny = Path(folder) / "log"
         repeated_log(tiny, 200, 1)
         fit_run(config, open_request_log(tiny, Storage.MAPPED), Path(folder) / "run")
-    before = memory_bytes()
+    before = proc_bytes(STATUS)
     limit = before["VmData"] + cap_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with PeakOf("RssAnon") as private:
@@ -131,13 +131,7 @@ class PeakOf:
 
     def _watch(self) -> None:
         while not self._done.wait(SAMPLE_S):
-            self.peak = max(self.peak, memory_bytes()[self.name])
-
-
-def memory_bytes() -> dict[str, int]:
-    """Figures in bytes of ``/proc/self/status``."""
-    lines = (line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: int(value.split()[0]) * 1024 for name, value in lines if value.endswith("kB")}
+            self.peak = max(self.peak, proc_bytes(STATUS)[self.name])
 
 
 def array_bytes(log: RequestLog) -> int:

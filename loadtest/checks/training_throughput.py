@@ -162,6 +162,10 @@ def throughput(
     """Figures of every contender and of the batches."""
     log = comparable(log, width, history)
     train = split_requests(log, "per_user_last").train
+    if len(train) < steps * batch_requests:
+        raise SystemExit(
+            f"--steps × --batch-requests: expected at most {len(train)} (training), found {steps * batch_requests}"
+        )
     encoder = FeatureEncoder(log.schema, fit_features(log, train))
     maker, rng = BatchMaker(log, encoder), np.random.default_rng(SEED)
     order = rng.permutation(train)[: steps * batch_requests].reshape(-1, batch_requests)

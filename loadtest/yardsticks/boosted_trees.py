@@ -39,18 +39,15 @@ def boosted_trees(
     encoder: FeatureEncoder,
     split: Split,
     *,
-    positive: str | None = None,
-    shown: str | None = None,
     seed: int = 0,
     note: Callable[[str], None] = lambda _: None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Probabilities of the first task for the test part's shown items: of the regression alone, and of the trees on it.
 
-    Both are calibrated on the validation part as a training run is; trees also stop by it.
-    `positive` and `shown` are the event types of a click and of a view: the first and the last of the schema unless given.
+    Both are calibrated on the validation part as a training run is; trees also stop by it. Clicks are events of the schema's
+    first type, views of its last.
     """
-    events = [e.name for e in log.schema.events]
-    positive, shown = positive or events[0], shown or events[-1]
+    positive, shown = log.schema.events[0].name, log.schema.events[-1].name
     maker = BatchMaker(log, encoder)
     parts = (split.train, split.validation, split.test)
     labels = [log.labels[log.rows_of(part), 0] for part in parts]

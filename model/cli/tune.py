@@ -62,7 +62,7 @@ def _tune(arguments: argparse.Namespace) -> int:
             bar.update(trials, completed=search.finished, note=shown)
             note(_line(row))
 
-        search.run(arguments.trials, Observer(started=started, step=step), ended)
+        search.run(arguments.trials, Observer(note, started, step), ended)
     best = search.best()
     if best is None:
         raise ConfigError("no trial was complete; raise --trials or narrow the space")

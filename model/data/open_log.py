@@ -14,6 +14,9 @@ SHARE_OF_MEMORY = 0.5
 """Of the memory that is available, at most so much goes to a log held in memory."""
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")
+_LIMITS = {"VmSize": resource.RLIMIT_AS, "VmData": resource.RLIMIT_DATA}
+"""What of this process each limit counts."""
 
 
 class Storage(StrEnum):
@@ -44,13 +47,20 @@ def open_request_log(
 
 def available_bytes() -> int:
     """Memory that this process may still take: the least of what the system, its control group and its limits leave."""
-    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    found = [limit for limit in limits if limit != resource.RLIM_INFINITY]
-    if _MEMINFO.is_file():
-        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in lines:
-            found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    taken = proc_bytes(STATUS)
+    limits = {name: resource.getrlimit(kind)[0] for name, kind in _LIMITS.items()}
+    found = [max(0, limit - taken.get(name, 0)) for name, limit in limits.items() if limit != resource.RLIM_INFINITY]
+    if "MemAvailable" in (system := proc_bytes(_MEMINFO)):
+        found.append(system["MemAvailable"])
     most, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if most.is_file() and used.is_file() and (text := most.read_text().strip()).isdigit():
         found.append(max(0, int(text) - int(used.read_text())))
     return min(found, default=1 << 33)
+
+
+def proc_bytes(file: Path) -> dict[str, int]:
+    """Figures in kB of a file of ``/proc`` in bytes, by name; empty where the system has none."""
+    if not file.is_file():
+        return {}
+    lines = (line.split(":", 1) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("kB"))
+    return {name: int(value.split()[0]) * 1024 for name, value in lines}

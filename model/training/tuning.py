@@ -87,7 +87,10 @@ class Search:
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
     def run(self, trials: int, observer: Observer, ended: Callable[[Row], None]) -> None:
-        """Run until `trials` of all have ended, in this call or earlier ones; writes the table and the best configuration."""
+        """Run until `trials` of all have ended, in this call or earlier ones; writes the table and the best configuration.
+
+        `observer.note` hears why a trial failed, and nothing else: what a run says would be the same in every trial.
+        """
         while self.finished < trials:
             trial = self.study.ask()
             try:
@@ -129,7 +132,7 @@ class Search:
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        told = Observer(observer.note, observer.started, observer.step, evaluated)
+        told = Observer(started=observer.started, step=observer.step, evaluated=evaluated)
         result = fit_run(config, self.log, self._folder(trial.number), told)
         return float(result["best"]["validation_ne"])
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.config import ConfigError
-from model.data import map_log
+from model.data import map_log, open_log
 from model.data.canonical import LogFile, write_log
 from model.data.log_digest import identity_digest, log_digest
 from model.data.mapped_log import FOLDER, LAYOUT, is_larger_than, map_request_log
@@ -181,6 +181,12 @@ def test_an_empty_file_of_events_maps(tmp_path: Path, directory: Path) -> None:
     mapped = map_request_log(tmp_path / "log")
     assert by_id(mapped) == by_id(load_request_log(tmp_path / "log"))
     assert (tmp_path / "log" / FOLDER / LAYOUT).is_file()
+
+
+def test_of_a_limit_what_is_taken_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = open_log.proc_bytes(open_log.STATUS)["VmSize"] + (64 << 20)
+    monkeypatch.setattr(open_log.resource, "getrlimit", lambda kind: (limit, limit))
+    assert available_bytes() <= 64 << 20
 
 
 def test_a_log_that_does_not_fit_is_mapped_and_says_so(
