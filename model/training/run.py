@@ -87,6 +87,8 @@ class TrainingRun:
 
         Runs from before contents were noted are known by their requests alone.
         """
+        if not (self.path / "data.json").is_file():
+            raise ConfigError(f"{self.path}: no data.json: it ended before training began; train again without --resume")
         trained = read_json(self.path / "data.json")
         content = {"content": log_digest(log)} if "content" in trained else {}
         if trained != _identity(log) | content:
@@ -169,5 +171,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object, indented."""
-    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a JSON object, indented; aside and then renamed, since that a file is there says that something has ended."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    aside.replace(path)

@@ -27,7 +27,7 @@ from model.training.evaluation import evaluate_run
 from model.training.fit_features import fit_features
 from model.training.forward import PositionBias, masked_bce
 from model.training.rowwise_adagrad import RowWiseAdagrad
-from model.training.run import CHECKPOINT, TrainingRun
+from model.training.run import CHECKPOINT, TrainingRun, read_json, write_json
 from model.training.trainer import Trainer
 from model.training.validation import mean_ne
 
@@ -213,6 +213,17 @@ def test_a_run_knows_the_log_it_was_trained_on(log: RequestLog, tmp_path: Path) 
     data = run.path / "data.json"
     data.write_text(json.dumps({k: v for k, v in json.loads(data.read_text()).items() if k != "content"}))
     run.check_data(log)
+    data.unlink()
+    with pytest.raises(ConfigError, match=r"no data\.json: it ended before training began; train again without --resume"):
+        run.check_data(log)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    write_json(tmp_path / "result.json", {"steps": 1})
+    (tmp_path / ".result.json.tmp").mkdir()  # as good as a full disk
+    with pytest.raises(IsADirectoryError):
+        write_json(tmp_path / "result.json", {"steps": 2})
+    assert read_json(tmp_path / "result.json") == {"steps": 1}
 
 
 def test_a_kill_while_saving_leaves_the_older_checkpoint(log: RequestLog, tmp_path: Path) -> None:
