@@ -19,7 +19,8 @@ from model.architectures.kunlun.options import ExpertInput, WukongConfig
 class WukongExpert(nn.Module):
     """{factorization machine ‖ linear compression} + residual → LayerNorm. [B, n_in, d] → [B, n_out, d].
 
-    `attentive`: Y of the FM depends on the sample, made from linearly compressed tokens (Wukong, §3.4).
+    `attentive`: Y of the FM depends on the sample, made from linearly compressed tokens (Wukong, §3.4). Half of the tokens,
+    rounded up, come from the FM, so an expert of a single token compresses nothing.
     """
 
     def __init__(self, tokens_in: int, tokens_out: int, width: int, rank: int, hidden: int, *, attentive: bool = False) -> None:
@@ -28,14 +29,16 @@ class WukongExpert(nn.Module):
         self.y = nn.Parameter(torch.randn(tokens_in, rank) / math.sqrt(tokens_in))
         self.up = nn.Linear(tokens_in * rank, hidden)
         self.down = nn.Linear(hidden, self.fm_tokens * width)
-        self.compress = nn.Parameter(torch.randn(tokens_out - self.fm_tokens, tokens_in) / math.sqrt(tokens_in))
+        compressed = torch.randn(tokens_out - self.fm_tokens, tokens_in) / math.sqrt(tokens_in)
+        self.compress = nn.Parameter(compressed) if len(compressed) else None
         self.residual = nn.Parameter(torch.randn(tokens_out, tokens_in) / math.sqrt(tokens_in))
         self.attend = AttentiveProjection(tokens_in, width, rank, hidden) if attentive else None
 
     def forward(self, x: Tensor) -> Tensor:
         fm = self.factorize(x).flatten(1)
         fmb = self.down(F.silu(self.up(F.layer_norm(fm, fm.shape[-1:])))).unflatten(-1, (self.fm_tokens, -1))
-        mixed = torch.cat([fmb, self.compress @ x], dim=1) + self.residual @ x
+        tokens = fmb if self.compress is None else torch.cat([fmb, self.compress @ x], dim=1)
+        mixed = tokens + self.residual @ x
         return F.layer_norm(mixed, mixed.shape[-1:])
 
     def factorize(self, x: Tensor) -> Tensor:

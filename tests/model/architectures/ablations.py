@@ -24,6 +24,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "share_towers": {"share_towers": True},
     "experts_1": {"user_interaction": {"experts": 1}},
     "experts_4": {"user_tokens": 8, "user_interaction": {"experts": 4}},
+    "experts_of_one_token": {"user_interaction": {"experts": 4}},
     "expert_input_full": {"user_interaction": {"expert_input": "full"}},
     "attentive_fm": {"user_interaction": {"attentive": True}},
     "time_none": {"time_encoding": "none"},
