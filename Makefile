@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
+TENSORRT_STUBS ?= tensorrt-stubs==10.13.0.35.1
 
 .PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check quality ablations gpu-check kernels kernels-check trt-check system-deps install clean
 
@@ -17,6 +18,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TENSORRT_STUBS)  # without TensorRT, which PyPI does not have
 	touch $@
 
 demo: $(STAMP) ## train, export, compile, serve and rank; DATA=path takes a Metarank-format log
@@ -52,8 +54,10 @@ quality: $(STAMP) ## NE against its targets: on a Metarank-format log (DATA=path
 feedback-check: $(STAMP) ## a fleet's online NE and PromQL rules, canary verdicts, drift, cost; DATA=path takes a Metarank-format log
 	$(BIN)/python -m loadtest.checks.feedback $(if $(DATA),--data '$(DATA)' --workdir runs/feedback)
 
-gpu-check: $(STAMP) ## on a machine with a GPU: parity, races, memory errors and speed of every kernel; MINUTES=15
-	$(BIN)/python -m kernels.bench --minutes $(or $(MINUTES),15)
+gpu-check: $(STAMP) ## on a machine with a GPU: parity, races, memory and speed of every kernel, then of the served TensorRT engine; MINUTES=15
+	mkdir -p runs/gpu_check
+	$(BIN)/python -m kernels.bench --minutes $(or $(MINUTES),15) | tee runs/gpu_check/kernels.json
+	$(BIN)/python -m loadtest.checks.tensorrt_gpu --kernels runs/gpu_check/kernels.json $(if $(DATA),--data '$(DATA)')
 
 ablations: $(STAMP) ## NE, FLOPs and speed of variants beside the paper's; FAST=1, DATA=path, PAGE=1 writes docs/ablations.md
 	$(BIN)/python -m loadtest.checks.ablations $(if $(DATA),--data '$(DATA)') $(if $(FAST),--fast) $(if $(PAGE),--page)

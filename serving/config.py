@@ -50,7 +50,8 @@ class ServerConfig(StrictModel):
     What is served: `repository` of artifacts, `model` (empty: the only one), `version` (empty: the
     newest by name, numbers in it compared as numbers), `engine`, `engine_cache` (default: `.engines` in
     the repository), `precision` (`auto`: bf16 where the CPU has it), `fused_block` (the engine of `kunlun compile
-    --fused-block`), `slots` (0: as many as fill the CPUs), `threads_per_slot` (0: one; both 0: what `kunlun
+    --fused-block`), `backup_engine` (the CPU engine takes over what a failing GPU leaves; compile it, too), `slots` (0: two for
+    every GPU, or as many as fill the CPUs), `threads_per_slot` (0: one; both 0: what `kunlun
     calibrate` found fastest on as many CPUs, if it ran), `host_cpus` that everything but the engine slots is pinned
     to (empty: none; `core.slot_cpus` pins the slots).
 
@@ -88,10 +89,11 @@ class ServerConfig(StrictModel):
     repository: Path
     model: str = ""
     version: str = ""
-    engine: Literal["openvino"] = "openvino"
+    engine: Literal["openvino", "tensorrt"] = "openvino"
     engine_cache: Path | None = None
-    precision: Literal["auto", "f32", "bf16"] = "auto"
+    precision: Literal["auto", "f32", "f16", "bf16"] = "auto"
     fused_block: bool = False
+    backup_engine: bool = True
     slots: Annotated[int, Field(ge=0, le=1024)] = 0
     threads_per_slot: Annotated[int, Field(ge=0, le=1024)] = 0
     host_cpus: tuple[Annotated[int, Field(ge=0)], ...] = ()

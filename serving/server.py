@@ -26,6 +26,7 @@ from serving.core.ranker import Ranker
 from serving.engines.base import Engine
 from serving.engines.cache import default_cache
 from serving.engines.open import open_engine
+from serving.engines.tensorrt.open import gpu_slots
 from serving.feedback.receipt import ReceiptSigner
 from serving.feedback_process import feedback
 from serving.ingest.ingestion import Ingestion
@@ -47,6 +48,7 @@ from serving.store.store_changes import StoreChanges
 from serving.training_log.served_writer import ServedLog
 from serving.transport import Health, bind, open_grpc_server
 from serving.tuning.calibrate_slots import best_split
+from serving.tuning.engine_work import engine_work
 
 SERVED_LOG_FLUSH_S = 2.0
 """How long a server that stops waits for its served log."""
@@ -186,7 +188,9 @@ def _pin(cpus: Sequence[int]) -> None:
 
 
 def _with_calibrated_slots(config: ServerConfig, artifact: Artifact) -> ServerConfig:
-    """With the split of the CPUs that `kunlun calibrate` found fastest, where the configuration leaves it open."""
+    """With slots that fill the GPUs, or the split of the CPUs that `kunlun calibrate` found fastest, where it is left open."""
+    if config.engine == "tensorrt":
+        return config if config.slots else config.model_copy(update={"slots": gpu_slots()})
     if config.slots or config.threads_per_slot:
         return config
     cache = config.engine_cache or default_cache(artifact)
@@ -203,6 +207,8 @@ def _open_engine(config: ServerConfig, artifact: Artifact) -> Engine:
         threads_per_slot=config.slot_threads,
         slots=config.slot_count,
         fused_block=config.fused_block,
+        work=engine_work(artifact, config.core) if config.engine == "tensorrt" else None,
+        backup=config.backup_engine,
     )
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from kunlun.cli import Command, UsageError
 from model.artifact import ArtifactError, open_artifact
 from model.config import ConfigError
+from serving.cli.compile_tensorrt import compile_tensorrt
 from serving.config import artifact_path, load_config
+from serving.core.options import CoreOptions
 from serving.engines.cache import default_cache
 from serving.engines.open import TARGETS, BuiltEngine, build_engine
 
@@ -22,7 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, help="a server's YAML file, in place of all the rest: compile what it will serve"
     )
     parser.add_argument("--target", choices=TARGETS, default="openvino", help="engine to compile for (default: openvino)")
-    parser.add_argument("--precision", choices=("auto", "f32", "bf16"), default="auto", help="auto: bf16 where the CPU has it")
+    precision = "auto: bf16 where the CPU has it, and on GPUs; f16 for GPUs only"
+    parser.add_argument("--precision", choices=("auto", "f32", "f16", "bf16"), default="auto", help=precision)
     parser.add_argument("--cache", type=Path, help="engine cache (default: <repository>/.engines)")
     parser.add_argument("--threads", type=int, default=1, help="threads per engine slot (default: 1)")
     parser.add_argument("--fused-block", action="store_true", help="PFFN blocks as one operation; needs a C++ compiler")
@@ -30,9 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compile and report; 1 when the engine does not compute what the twin computed."""
-    if arguments.config is not None:
-        _as_served(arguments)
+    """Compile and report; 1 when the engine does not compute what the twin computed, 3 when there is no GPU to build on."""
+    options = _as_served(arguments) if arguments.config is not None else CoreOptions()
     if arguments.artifact is None:
         raise UsageError("artifact: expected a version directory, or --config, found neither")
     if arguments.threads < 1:
@@ -40,9 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         artifact = open_artifact(arguments.artifact)
         cache = arguments.cache or default_cache(artifact)
+        if arguments.target == "tensorrt":
+            return compile_tensorrt(artifact, options, cache, arguments.precision, as_json=arguments.json)
         built = build_engine(
             artifact,
-            target=arguments.target,
             cache=cache,
             precision=arguments.precision,
             threads=arguments.threads,
@@ -63,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _as_served(arguments: argparse.Namespace) -> None:
+def _as_served(arguments: argparse.Namespace) -> CoreOptions:
     """Take everything from a server's configuration, so that `kunlun serve` with it finds the engine."""
     if arguments.artifact is not None:
         raise UsageError(f"--config: expected no artifact beside it, found {arguments.artifact}")
@@ -74,6 +77,7 @@ def _as_served(arguments: argparse.Namespace) -> None:
         raise UsageError(str(error)) from error
     arguments.target, arguments.precision, arguments.fused_block = config.engine, config.precision, config.fused_block
     arguments.cache, arguments.threads = config.engine_cache, config.slot_threads
+    return config.core
 
 
 def _report(built: BuiltEngine) -> dict[str, object]:

@@ -29,9 +29,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help="embedded, or a redis://, rediss:// or unix:// URL (default: embedded)")
     parser.add_argument("--data-dir", help="where the embedded store keeps its data (default: nowhere)")
     parser.add_argument("--served-log-rate", type=float, help="share of Ranks kept for `kunlun log export` (default: 0)")
-    parser.add_argument("--engine", help="engine (default: openvino)")
+    parser.add_argument("--engine", choices=("openvino", "tensorrt"), help="engine (default: openvino)")
     parser.add_argument("--engine-cache", help="engine cache (default: .engines in the repository)")
-    parser.add_argument("--precision", choices=("auto", "f32", "bf16"), help="engine precision (default: auto)")
+    parser.add_argument("--precision", choices=("auto", "f32", "f16", "bf16"), help="engine precision (default: auto)")
     fused = "the engine of `kunlun compile --fused-block` (default: no)"
     parser.add_argument("--fused-block", action=argparse.BooleanOptionalAction, help=fused)
     parser.add_argument("--slots", type=int, help="engine slots; 0: as calibrated, or filling the CPUs (default: 0)")

@@ -293,6 +293,8 @@ class Ranker:
                     rest = self._prior.probabilities(candidates.keys)
                     rest[scored] = probabilities
                     probabilities = rest
+                if job.fault:
+                    rung, reason = _on_backup(rung), "; ".join(filter(None, (reason, job.fault)))
                 return _Served(probabilities, state, cached, rung, reason, unknown, times, scored)
             self._observer.insane_scores()
             fault = "the model's scores were not finite"
@@ -450,6 +452,11 @@ class Ranker:
         if self.artifact.schema.user_id_table is not None:
             return not self._host.is_known_user(request.user_key)
         return not (view.has_features or view.history_length or request.user_overrides is not None)
+
+
+def _on_backup(rung: Rung) -> Rung:
+    """The rung of a reply that the backup engine scored: whatever else degraded it says more."""
+    return Rung.BACKUP_ENGINE if rung is Rung.FULL else rung
 
 
 def _features(request: RankRequest, view: UserView, items: ItemRows, order: NDArray[np.int64], rung: Rung) -> ServedFeatures:

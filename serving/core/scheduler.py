@@ -75,7 +75,10 @@ class EncodeJob(Work):
 
 @dataclass(eq=False)
 class ScoreJob(Work):
-    """One request to score; the result is the probabilities [C, tasks]. `useful_per_row`: FLOPs on real events."""
+    """One request to score; the result is the probabilities [C, tasks]. `useful_per_row`: FLOPs on real events.
+
+    `fault`: why the backup engine scored some of it; empty when it did not.
+    """
 
     inputs: ScoreInputs | None = None
     state: Rows = field(default_factory=dict)
@@ -83,6 +86,7 @@ class ScoreJob(Work):
     result: asyncio.Future[NDArray[np.float32]] = field(default_factory=asyncio.Future)
     probabilities: NDArray[np.float32] | None = None
     done_rows: int = 0
+    fault: str = ""
     queued: float = field(default_factory=time.monotonic)
     queue_s: float = 0.0
     run_s: float = 0.0
@@ -121,6 +125,7 @@ class Outcome:
     started: float
     seconds: float
     cpu_seconds: float = 0.0
+    fault: str = ""
 
 
 class Scheduler:
@@ -320,7 +325,8 @@ class Scheduler:
         cpu, started = time.thread_time(), time.monotonic()
         outputs = session.run(batch.group.graph, stacked.inputs)
         seconds, cpu_seconds = time.monotonic() - started, time.thread_time() - cpu
-        return Outcome(pieces, stale, outputs, stacked.padded_rows, stacked.executed_flops, started, seconds, cpu_seconds)
+        counted = (stacked.padded_rows, stacked.executed_flops, started, seconds, cpu_seconds)
+        return Outcome(pieces, stale, outputs, *counted, session.fault)
 
     def _stack(self, slot: int, group: Group, pieces: tuple[Piece, ...]) -> Stacked:
         warm_up = self._warm_ups[slot]
@@ -395,6 +401,7 @@ def _deliver(outcome: Outcome) -> None:
         if isinstance(job, EncodeJob):
             _resolve(job.result, {name: tensor[at : at + 1].copy() for name, tensor in outcome.outputs.items()})
         else:
+            job.fault = job.fault or outcome.fault
             _collect(job, piece, outcome.outputs[PROBABILITIES][at : at + count])
         at += count
 

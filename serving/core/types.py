@@ -24,6 +24,7 @@ class Rung(IntEnum):
     FEWER_CANDIDATES = 3
     SHORT_HISTORY = 4
     PRIOR = 5
+    BACKUP_ENGINE = 6
 
 
 class Priority(IntEnum):

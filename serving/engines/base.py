@@ -17,7 +17,12 @@ Tensors = Mapping[str, NDArray[Any]]
 
 
 class Session(Protocol):
-    """One execution context of both graphs."""
+    """One execution context of both graphs.
+
+    `fault`: why another engine had to answer the last `run`; empty when this one did (`serving.engines.backed`).
+    """
+
+    fault: str
 
     def prepare(self, graph: str, inputs: Tensors) -> None:
         """What the first run of `graph` with these shapes needs and no batch should wait for (compiling, say).

@@ -15,8 +15,10 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -25,7 +27,7 @@ from model.config import StrictModel
 from model.signature import ENCODE_USER, SCORE_CANDIDATES
 
 ENGINE_MANIFEST = "engine.json"
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "f16", "bf16"]
 GRAPHS = (ENCODE_USER, SCORE_CANDIDATES)
 FUSED_BLOCK = "fused_block"
 
@@ -78,6 +80,8 @@ class EngineManifest(StrictModel):
     device_peak_flops: Annotated[float, Field(gt=0)]
     compile_seconds: float
     files: dict[str, str]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """What else the target has to say of where its files come from."""
 
 
 def default_cache(artifact: Artifact) -> Path:
@@ -98,6 +102,7 @@ def publish(
     parity: ParityFigures,
     device_peak_flops: float,
     compile_seconds: float,
+    provenance: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Publish the files of directory `compiled` (an older entry of the same identity is replaced); returns its path."""
     target = entry_path(cache, artifact, identity)
@@ -114,6 +119,7 @@ def publish(
             device_peak_flops=device_peak_flops,
             compile_seconds=compile_seconds,
             files=file_digests(aside),
+            provenance=dict(provenance),
         )
         text = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
         (aside / ENGINE_MANIFEST).write_text(text, encoding="utf-8")
@@ -151,8 +157,21 @@ def load(cache: Path, artifact: Artifact, wanted: EngineIdentity) -> tuple[Path,
     return path, manifest
 
 
+def entries(cache: Path) -> Iterator[tuple[Path, EngineManifest]]:
+    """Every readable entry with its manifest, whatever it is of; its files are not verified."""
+    for path in sorted(cache.iterdir()) if cache.is_dir() else ():
+        if (manifest := _read(path)) is not None:
+            yield path, manifest
+
+
 def rebuild_hint(cache: Path, artifact: Artifact, wanted: EngineIdentity) -> str:
     """The command that builds the missing entry."""
+    if wanted.target == "tensorrt":
+        elsewhere = "" if cache.resolve() == default_cache(artifact) else f" --cache {cache}"
+        return (
+            f"run `kunlun compile {artifact.path} --target tensorrt --precision {wanted.precision}{elsewhere}`, or with the "
+            "server's --config where that sets the largest batches"
+        )
     where = " --fused-block" if wanted.fused_block else ""
     where += "" if cache.resolve() == default_cache(artifact) else f" --cache {cache}"
     return (

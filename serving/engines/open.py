@@ -16,8 +16,9 @@ from model.artifact import Artifact, ArtifactError
 from serving.engines import cache as engine_cache
 from serving.engines.base import Engine
 from serving.engines.parity import check_parity
+from serving.engines.tensorrt.work import WorkPlan
 
-TARGETS = ("openvino",)
+TARGETS = ("openvino", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,19 @@ def open_engine(
     threads_per_slot: int,
     slots: int,
     fused_block: bool = False,
+    work: WorkPlan | None = None,
+    backup: bool = True,
 ) -> Engine:
     """The cached engine of `artifact`, for `slots` sessions of `threads_per_slot` threads; raises `ArtifactError`.
 
-    `fused_block`: the one compiled with `kunlun compile --fused-block`. Nothing is built here.
+    `fused_block`: the one compiled with `kunlun compile --fused-block`. `work`: what a TensorRT engine must have been built
+    for; `backup`: with the CPU engine behind it, which must be compiled, too. Nothing is built here.
     """
     _known(engine)
     if slots < 1:
         raise ValueError(f"slots: expected at least 1, found {slots}")
+    if engine == "tensorrt":
+        return _open_tensorrt(artifact, work, cache=cache, precision=precision, slots=slots, backup=backup)
     from serving.engines import openvino_engine
 
     wanted = openvino_engine.identity(artifact, precision=precision, threads=threads_per_slot, fused_block=fused_block)
@@ -63,11 +69,21 @@ def open_engine(
     )
 
 
-def engine_identity(
-    artifact: Artifact, *, engine: str = "openvino", precision: str = "auto", threads: int
-) -> engine_cache.EngineIdentity:
-    """What the engine of `artifact` on this machine is known by; resolves precision `auto`. Raises `ArtifactError`."""
-    _known(engine)
+def _open_tensorrt(
+    artifact: Artifact, work: WorkPlan | None, *, cache: Path, precision: str, slots: int, backup: bool
+) -> Engine:
+    from serving.engines.backed import BackedEngine
+    from serving.engines.tensorrt.open import nvidia_runtime, open_built
+
+    if work is None:
+        raise ValueError("work: expected the batches that a TensorRT engine was built for, found none")
+    cpu = open_engine(artifact, cache=cache, threads_per_slot=1, slots=slots) if backup else None
+    engine = open_built(artifact, nvidia_runtime(), work, cache=cache, precision=precision, slots=slots)
+    return engine if cpu is None else BackedEngine(engine, cpu)
+
+
+def engine_identity(artifact: Artifact, *, precision: str = "auto", threads: int) -> engine_cache.EngineIdentity:
+    """What the OpenVINO engine of `artifact` on this machine is known by; resolves precision `auto`. Raises `ArtifactError`."""
     from serving.engines import openvino_engine
 
     return openvino_engine.identity(artifact, precision=precision, threads=threads)
@@ -76,17 +92,15 @@ def engine_identity(
 def build_engine(
     artifact: Artifact,
     *,
-    target: str = "openvino",
     cache: Path,
     precision: str,
     threads: int,
     fused_block: bool = False,
 ) -> BuiltEngine:
-    """Compile, check parity, measure the peak, publish. Nothing is published when parity fails.
+    """Compile for OpenVINO, check parity, measure the peak, publish. Nothing is published when parity fails.
 
-    Raises `ArtifactError`, also where `fused_block` is asked for and cannot be built.
+    Raises `ArtifactError`, also where `fused_block` is asked for and cannot be built. For GPUs see `serving.engines.tensorrt`.
     """
-    _known(target)
     from serving.engines import openvino_engine
 
     wanted = openvino_engine.identity(artifact, precision=precision, threads=threads, fused_block=fused_block)

@@ -52,6 +52,8 @@ _Key = tuple[str, _Shapes]
 class OpenVinoSession:
     """One execution context of both graphs; used by one thread at a time."""
 
+    fault = ""
+
     def __init__(self, models: Mapping[str, Any], settings: Mapping[str, Any], cloning: threading.Lock) -> None:
         self._models, self._settings, self._cloning = models, settings, cloning
         self._compiled: dict[_Key, Any] = {}

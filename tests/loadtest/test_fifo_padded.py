@@ -43,6 +43,8 @@ class Watched:
         session, watched = self._engine.open_session(), self
 
         class WatchedSession:
+            fault = ""
+
             def prepare(self, graph: str, inputs: Tensors) -> None:
                 session.prepare(graph, inputs)
 

@@ -22,6 +22,7 @@ class Rung(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RUNG_FEWER_CANDIDATES: _ClassVar[Rung]
     RUNG_SHORT_HISTORY: _ClassVar[Rung]
     RUNG_PRIOR: _ClassVar[Rung]
+    RUNG_BACKUP_ENGINE: _ClassVar[Rung]
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_LOW: Priority
 PRIORITY_NORMAL: Priority
@@ -32,6 +33,7 @@ RUNG_STALE_STATE: Rung
 RUNG_FEWER_CANDIDATES: Rung
 RUNG_SHORT_HISTORY: Rung
 RUNG_PRIOR: Rung
+RUNG_BACKUP_ENGINE: Rung
 
 class FeatureColumn(_message.Message):
     __slots__ = ("name", "int64_values", "float_values", "string_values", "offsets")

@@ -372,6 +372,8 @@ class Watched:
         session, outer = self._engine.open_session(), self
 
         class WatchedSession:
+            fault = ""
+
             def prepare(self, graph: str, inputs: Tensors) -> None:
                 session.prepare(graph, inputs)
 
@@ -461,6 +463,8 @@ class Tampered:
         session, outer = self._engine.open_session(), self
 
         class TamperedSession:
+            fault = ""
+
             def prepare(self, graph: str, inputs: Tensors) -> None:
                 session.prepare(graph, inputs)
 
@@ -696,6 +700,8 @@ class Gated:
         session, outer = self._engine.open_session(), self
 
         class GatedSession:
+            fault = ""
+
             def prepare(self, graph: str, inputs: Tensors) -> None:
                 session.prepare(graph, inputs)
 

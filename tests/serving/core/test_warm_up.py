@@ -24,6 +24,8 @@ OPTIONS = CoreOptions(max_batch_candidates=200, max_batch_requests=8, max_batch_
 class Shapes:
     """A session that notes the shapes it is given."""
 
+    fault = ""
+
     def __init__(self) -> None:
         self.seen: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
         self.prepared: list[tuple[str, tuple[tuple[int, ...], ...]]] = []

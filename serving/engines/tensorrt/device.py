@@ -1,0 +1,131 @@
+"""What the engine needs of a GPU and of TensorRT, as interfaces: the real ones are `nvidia.py`'s, tests have a stand-in.
+
+Addresses, streams and graphs are integers, as CUDA hands them out. Calls that take a stream return before the device has
+done anything: host memory that they name must stay as it is, and may be read, only after `synchronize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.engines.tensorrt.work import GraphWork
+
+ALIGNMENT = 256
+"""Bytes; what TensorRT asks of the address of a tensor."""
+
+
+class DeviceError(RuntimeError):
+    """The device, or TensorRT on it, has failed. `is_lost`: nothing works on it any more in this process."""
+
+    def __init__(self, message: str, *, is_lost: bool = False) -> None:
+        super().__init__(message)
+        self.is_lost = is_lost
+
+
+@dataclass(frozen=True)
+class HostBlock:
+    """Page-locked host memory: its address, and its bytes as an array uint8 [size]."""
+
+    address: int
+    array: NDArray[np.uint8]
+
+
+class Device(Protocol):
+    """One GPU. Every call may be made from any thread; raises `DeviceError`.
+
+    `total_bytes`: of its memory. `sm`: compute capability, as `sm_90`.
+    """
+
+    index: int
+    name: str
+    sm: str
+    driver: str
+    total_bytes: int
+
+    def allocate(self, size: int) -> int: ...
+    def free(self, address: int) -> None: ...
+    def pin(self, size: int) -> HostBlock: ...
+    def unpin(self, block: HostBlock) -> None: ...
+    def open_stream(self) -> int: ...
+    def close_stream(self, stream: int) -> None: ...
+    def upload(self, to: int, block: HostBlock, size: int, stream: int) -> None:
+        """Copy the first `size` bytes of a host block to device memory."""
+        ...
+
+    def download(self, block: HostBlock, source: int, size: int, stream: int) -> None:
+        """Copy `size` bytes of device memory to the start of a host block."""
+        ...
+
+    def capture(self, stream: int, work: Callable[[], None]) -> int:
+        """A graph of what `work` puts on the stream; nothing of it runs."""
+        ...
+
+    def launch(self, graph: int, stream: int) -> None: ...
+    def close_graph(self, graph: int) -> None: ...
+    def synchronize(self, stream: int) -> None:
+        """Wait until everything on the stream has been done."""
+        ...
+
+
+class Execution(Protocol):
+    """A context of a program with the shapes of one bucket."""
+
+    def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
+        """Where its inputs and outputs lie, and its scratch memory of at least `Program.scratch_bytes`."""
+        ...
+
+    def enqueue(self, stream: int) -> None:
+        """Run once; the first time not inside `capture`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Program(Protocol):
+    """One built graph on one device. `weight_bytes`: what it holds of the device's memory."""
+
+    weight_bytes: int
+
+    def scratch_bytes(self, profile: int) -> int: ...
+    def open(self, profile: int, shapes: Mapping[str, tuple[int, ...]], stream: int) -> Execution: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What is to be built: the typed graph in a file, its work, and where timings of kernels are kept between builds.
+
+    `shapes(sizes)`: input shapes of some sizes, by tensor.
+    """
+
+    graph: Path
+    work: GraphWork
+    shapes: Callable[[Mapping[str, int]], dict[str, tuple[int, ...]]]
+    timing_cache: Path
+
+
+class Runtime(Protocol):
+    """The GPUs of this machine and the TensorRT that builds for them. `libraries`: version or digest by name."""
+
+    libraries: dict[str, str]
+    devices: tuple[Device, ...]
+
+    def build(self, request: BuildRequest) -> bytes:
+        """A serialized engine for the first device. Raises `ArtifactError` with the parser's or builder's words."""
+        ...
+
+    def refit(self, plan: bytes, graph: Path) -> bytes:
+        """The serialized engine of the same graph with other weights."""
+        ...
+
+    def load(self, device: Device, plan: Path) -> Program: ...
+
+    def describe(self, plan: Path) -> dict[str, Any]:
+        """What a built engine says of itself: layers, tensors, memory."""
+        ...

@@ -1,0 +1,34 @@
+"""An engine built by the stand-in, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from model.artifact import Artifact
+from serving.core.options import CoreOptions
+from serving.engines.tensorrt.build import BuiltTensorRt, build
+from serving.engines.tensorrt.work import WorkPlan
+from serving.tuning.engine_work import engine_work
+from tests.serving.engines.tensorrt.stand_in import StandInRuntime
+
+OPTIONS = CoreOptions(max_batch_candidates=96, max_batch_requests=4, max_batch_users=4)
+
+
+@dataclass(frozen=True)
+class BuiltHere:
+    """An engine in f32 in a cache of its own."""
+
+    cache: Path
+    work: WorkPlan
+    built: BuiltTensorRt
+    runtime: StandInRuntime
+
+
+@pytest.fixture(scope="session")
+def built_here(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> BuiltHere:
+    cache, runtime, work = tmp_path_factory.mktemp("tensorrt"), StandInRuntime(), engine_work(artifact, OPTIONS)
+    made = build(artifact, runtime, work, cache=cache, precision="f32", probe_width=64)
+    return BuiltHere(cache, work, made, runtime)

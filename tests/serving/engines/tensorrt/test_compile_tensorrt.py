@@ -1,0 +1,78 @@
+"""`kunlun compile --target tensorrt`: an engine where there is a GPU; where there is none, all but that, and what remains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kunlun.cli import main
+from model.artifact import Artifact
+from serving.cli import compile_tensorrt
+from serving.engines.tensorrt.open import NoRuntime, nvidia_runtime
+from serving.engines.tensorrt.work import WorkPlan
+from tests.serving.engines.tensorrt.stand_in import StandInRuntime
+
+
+def compiled(artifact: Artifact, cache: Path, *more: str) -> int:
+    return main(["compile", str(artifact.path), "--target", "tensorrt", "--cache", str(cache), *more])
+
+
+def test_without_a_gpu_everything_else_is_done_and_the_rest_is_said(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent() -> None:
+        raise NoRuntime("device: expected an NVIDIA GPU, found none")
+
+    monkeypatch.setattr(compile_tensorrt, "nvidia_runtime", absent)
+    assert compiled(artifact, tmp_path, "--json") == compile_tensorrt.NOT_BUILT
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["engine"] is None
+    assert report["not_built"] == "device: expected an NVIDIA GPU, found none"
+    assert f"kunlun compile {artifact.path} --target tensorrt --precision bf16" in report["remains"][0]
+    assert report["parity_on_cpu"]["passed"]
+    encode = report["graphs"]["encode_user"]
+    assert encode["form"] == "jagged"
+    assert encode["plugins"] == {"kunlun.PFFN": 4, "kunlun.SeedPooling": 4, "kunlun.WindowAttention": 2}
+    prepared = Path(report["prepared"])
+    names = {"encode_user.onnx", "encode_user.weights", "score_candidates.onnx", "score_candidates.weights"}
+    assert {file.name for file in prepared.iterdir()} == names | {"prepared.json", "work.json"}
+    assert WorkPlan.model_validate_json((prepared / "work.json").read_text()).is_jagged
+
+
+def test_on_a_gpu_an_engine_is_published(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compile_tensorrt, "nvidia_runtime", StandInRuntime)
+    monkeypatch.setattr("serving.engines.tensorrt.build.PROBE_WIDTH", 64)
+    config = tmp_path / "server.yaml"
+    core = {"max_batch_candidates": 64, "max_batch_requests": 2, "max_batch_users": 1}
+    config.write_text(
+        json.dumps(
+            {
+                "repository": str(artifact.path.parents[1]),
+                "engine": "tensorrt",
+                "engine_cache": str(tmp_path / "cache"),
+                "precision": "f16",
+                "core": core,
+            }
+        )
+    )
+    assert main(["compile", "--config", str(config), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["parity"]["passed"]
+    assert report["precision"] == "f16"
+    assert report["work"] == {
+        "encode_user": {"buckets": 6, "profiles": 1},
+        "score_candidates": {"buckets": 12, "profiles": 3},
+        "form": "jagged",
+    }
+    assert (Path(report["engine"]) / "encode_user.plan").is_file()
+
+
+def test_this_machine_says_what_it_lacks() -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine may have all it needs")
+    with pytest.raises(NoRuntime, match=r"expected .*, found"):
+        nvidia_runtime()
