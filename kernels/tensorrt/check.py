@@ -116,7 +116,10 @@ def kernel_rows(tools: Tools, tests: Path | None, folder: Path) -> Iterable[Row]
 def line(rows: Sequence[Row], seconds: float) -> str:
     """The JSON object that a check ends with: `ok` where nothing failed, and what was not verified beside it."""
     said: dict[str, Any] = {"ok": all(row.ok is not False for row in rows)}
-    said |= {row.what: {"ok": row.ok, "target": row.target, **row.figures} for row in rows if row.ok is not None}
+    for row in rows:
+        if row.ok is not None:
+            note = {"note": row.note} if row.note else {}
+            said[row.what] = {"ok": row.ok, "target": row.target, **row.figures, **note}
     said["not_verified"] = [f"{row.what}: {row.note}" for row in rows if row.ok is None]
     return json.dumps(said | {"seconds": round(seconds)})
 

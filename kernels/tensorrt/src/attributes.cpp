@@ -67,7 +67,7 @@ bool read(const char* op, const std::vector<Attribute>& expected, const nvinfer1
     for (int32_t i = 0; fields && i < fields->nbFields; ++i)
       if (!std::strcmp(fields->fields[i].name, attribute.name)) given = &fields->fields[i];
     if (!given) {
-      report(Severity::kERROR, "%s: %s: expected %s, found no such attribute; export the model with this version of kunlun", op,
+      report(Severity::kERROR, "%s: %s: expected %s, found no such attribute; export the model and build its engine with this version of kunlun", op,
              attribute.name, kTypeNames[static_cast<size_t>(attribute.kind)]);
       return false;
     }

@@ -102,22 +102,21 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
   return 0;
 }
 
-bool Plugin::prepare(const Sizes& sizes) const {
+bool Plugin::prepare(const Sizes& sizes, kunlun_status tolerated) const {
   const kunlun_status status = op_.prepare(attributes_, sizes);
   if (status == KUNLUN_OK) return true;
-  if (status == KUNLUN_NO_DRIVER && phase_ == nvinfer1::TensorRTPhase::kBUILD) {
-    report(Severity::kINFO, "%s: built without a GPU, so its kernel was not tried: %s", op_.name, kunlun_last_error());
-    return true;
-  }
-  report(Severity::kERROR, "%s: no kernel is loaded: %s", op_.name, kunlun_last_error());
-  return false;
+  const bool later = status == tolerated;
+  report(later ? Severity::kINFO : Severity::kERROR, "%s: no kernel is loaded%s: %s", op_.name, later ? " yet" : "", kunlun_last_error());
+  return later;
 }
 
 int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t input_count, const PluginTensorDesc*, int32_t) noexcept {
   Dims known[kMaxInputs]{};
   for (int32_t i = 0; i < input_count && i < kMaxInputs; ++i) known[i] = inputs[i].dims;
   if (!check_dims(op_, attributes_, known, input_count) || !fit(op_, inputs, input_count)) return 1;
-  return prepare(sizes_of(inputs)) ? 0 : 1;
+  // A build without a GPU times nothing.
+  const bool builds = phase_ == nvinfer1::TensorRTPhase::kBUILD;
+  return prepare(sizes_of(inputs), builds ? KUNLUN_NO_DRIVER : KUNLUN_OK) ? 0 : 1;
 }
 
 int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorDesc*, void const* const* inputs,
@@ -131,7 +130,7 @@ int32_t Plugin::enqueue(const PluginTensorDesc* input_descs, const PluginTensorD
 nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
   const bool configured = attributes_.type >= 0;  // not while the build tries formats
   if (configured && phase_ == nvinfer1::TensorRTPhase::kRUNTIME)
-    if (!prepare({attributes_.type, attributes_.heads, attributes_.head_width, 1, 1, 1})) return nullptr;
+    if (!prepare({attributes_.type, attributes_.heads, attributes_.head_width, 1, 1, 1}, KUNLUN_NO_CONTEXT)) return nullptr;
   return clone();
 }
 

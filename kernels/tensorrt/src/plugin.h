@@ -52,7 +52,8 @@ class Plugin final : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
-  bool prepare(const Sizes& sizes) const;
+  // Loads the kernel into the current CUDA context. False and an error where it cannot, except for `tolerated`: then later.
+  bool prepare(const Sizes& sizes, kunlun_status tolerated) const;
 
   const Operator& op_;
   Attributes attributes_;

@@ -192,6 +192,14 @@ void with_driver(IPluginV3& plugin, const char* driver) {
   const auto* modules = static_cast<int*>(dlsym(fake, "fake_modules"));
   const auto* last = static_cast<Launch*>(dlsym(fake, "fake_last"));
   auto engine = restored(plugin, "PFFN");
+  auto* current = static_cast<unsigned long long*>(dlsym(fake, "fake_context"));
+  *current = 0;  // a thread on which nothing has used CUDA yet
+  const std::unique_ptr<IPluginV3> early(runtime_of(*engine).attachToContext(nullptr));
+  say("attached_without_context", early != nullptr);
+  say("shapes_without_context", shaped(*early, pffn_inputs, rows(30)));
+  say_error("shapes_without_context_error");
+  *current = 1;
+  say("modules_without_context", *modules);
   const long before_clone = allocations;
   const std::unique_ptr<IPluginV3> context(runtime_of(*engine).attachToContext(nullptr));
   say("allocations_of_a_clone", allocations - before_clone);

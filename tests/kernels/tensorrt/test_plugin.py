@@ -86,6 +86,12 @@ def test_a_kernel_is_loaded_when_attached_and_enqueue_only_launches(with_driver:
     assert with_driver["stream"] == str(0xABC0)
 
 
+def test_a_thread_without_a_cuda_context_may_attach_and_loads_later(with_driver: dict[str, str]) -> None:
+    assert (with_driver["attached_without_context"], with_driver["modules_without_context"]) == ("1", "0")
+    assert with_driver["shapes_without_context"] == "1"
+    assert "no CUDA context is current on this thread" in with_driver["shapes_without_context_error"]
+
+
 def test_the_launch_is_that_of_the_attributes_and_shapes(with_driver: dict[str, str]) -> None:
     # max_length 40 is cut to the 30 rows there are: one tile of at least 30 rows for each of 5 samples, all heads in one block.
     assert with_driver["grid"] == "5x1x1"
