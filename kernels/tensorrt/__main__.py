@@ -22,9 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     every = commands.add_parser("check", help="tests, plugin, parser and builder for every operator; ends with one JSON line")
     every.add_argument("--tests", type=Path, default=Path("tests/kernels/tensorrt"), help="tests to run (default: %(default)s)")
     every.add_argument("--skip-tests", action="store_true", help="leave the tests out")
-    for command in (make, every):
-        command.add_argument("--output", type=Path, default=FOLDER, help="build folder (default: %(default)s)")
-        command.add_argument("--kernels", type=Path, default=KERNELS, help="build folder of the kernels (default: %(default)s)")
+    make.add_argument("--kernels", type=Path, default=KERNELS, help="build folder of the kernels (default: %(default)s)")
+    make.add_argument("--output", type=Path, default=FOLDER, help="build folder (default: %(default)s)")
+    every.add_argument("--output", type=Path, default=FOLDER / "check", help="build folder (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     return _build(chosen) if chosen.command == "build" else _check(chosen)
 
@@ -43,7 +43,7 @@ def _build(chosen: argparse.Namespace) -> int:
 def _check(chosen: argparse.Namespace) -> int:
     started = time.monotonic()
     rows: list[Row] = []
-    for row in kernel_rows(gather(chosen.output, chosen.kernels), None if chosen.skip_tests else chosen.tests, chosen.output):
+    for row in kernel_rows(gather(chosen.output), None if chosen.skip_tests else chosen.tests, chosen.output):
         sys.stderr.write(f"{row.what}: {row.result} {row.note}\n")
         rows.append(row)
     sys.stdout.write(f"{table(rows)}\n{line(rows, time.monotonic() - started)}\n")

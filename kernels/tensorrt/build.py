@@ -23,7 +23,10 @@ def build_plugin(headers: Headers, generated: Path, folder: Path) -> Path:
     Raises `RuntimeError` with the tools' words, `ToolMissing` without cmake.
     """
     _configure(headers, folder, f"-DKUNLUN_GENERATED={generated.absolute()}")
-    _run("cmake", "--build", str(folder), "--target", "kunlun_tensorrt", "--parallel")
+    try:
+        _run("cmake", "--build", str(folder), "--target", "kunlun_tensorrt", "--parallel")
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}\n{generated} may be older than this code: run `make kernels` again") from error
     return folder / LIBRARY
 
 

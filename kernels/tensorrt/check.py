@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import onnx
 
-from kernels.aot.build import compile_jobs, link_library
+from kernels.aot.build import compile_jobs
 from kernels.aot.catalogue import variants
 from kernels.aot.check import executed
+from kernels.aot.codegen import write_sources
 from kernels.aot.compiler import Job
 from kernels.tensorrt.build import build_check, build_plugin
 from kernels.tensorrt.examples import TYPES, model_of, profiles, unchecked
@@ -82,23 +83,23 @@ class Tools:
             return ask(self.program, self.libraries, self.plugin, path, sizes)
 
 
-def gather(folder: Path, kernels: Path) -> Tools:
-    """Finds NVIDIA's tools and builds the plugin and the check program in `folder`.
+def gather(folder: Path) -> Tools:
+    """Finds NVIDIA's tools and builds a plugin and the check program in `folder`.
 
-    `kernels`: where `make kernels` builds; without its output a plugin with the smallest kernels is built, which is enough for
-    everything that needs no GPU. Raises `RuntimeError` where something fails to compile.
+    The plugin holds the smallest kernels alone, which is enough for everything that needs no GPU. Raises `RuntimeError` where
+    something fails to compile.
     """
     headers, libraries, plugin, program = None, None, None, None
     missing: list[str] = []
     try:
         headers = find_headers()
-        plugin = build_plugin(headers, _generated(folder, kernels), folder)
+        plugin = build_plugin(headers, _smallest_kernels(folder), folder)
     except ToolMissing as error:
         missing.append(str(error))
     try:
         libraries = find_libraries(folder / "libraries")
         if headers is not None and plugin is not None:
-            program = _program(headers, libraries, _generated(folder, kernels), folder)
+            program = _program(headers, libraries, folder / "generated", folder)
     except ToolMissing as error:
         missing.append(str(error))
     return Tools(headers, libraries, plugin, program, "; ".join(missing))
@@ -139,12 +140,10 @@ def _said(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _generated(folder: Path, kernels: Path) -> Path:
-    if (kernels / "generated/table.cpp").is_file():
-        return kernels / "generated"
-    if not (folder / "generated/table.cpp").is_file():
-        smallest = [v for v in variants(80) if f"f32_h{HEADS}x16" in v.name]
-        link_library(compile_jobs([Job(v, 80) for v in smallest], folder), folder, "0+check")
+def _smallest_kernels(folder: Path) -> Path:
+    """Sources of those of the preset `tiny`; compiled once, written anew each time, so never older than the code."""
+    jobs = [Job(v, 80) for v in variants(80) if f"f32_h{HEADS}x16" in v.name]
+    write_sources(compile_jobs(jobs, folder), folder / "generated", "0+check")
     return folder / "generated"
 
 

@@ -279,10 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--tests", type=Path, default=Path("tests/kernels/tensorrt"), help="tests to run (default: %(default)s)"
     )
     parser.add_argument("--skip-tests", action="store_true", help="leave the tests out")
-    parser.add_argument("--output", type=Path, default=Path("build/tensorrt"), help="build folder (default: %(default)s)")
-    parser.add_argument(
-        "--kernels", type=Path, default=Path("build/kernels"), help="folder of `make kernels` (default: %(default)s)"
-    )
+    parser.add_argument("--output", type=Path, default=Path("build/tensorrt/check"), help="build folder (default: %(default)s)")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE}")
     chosen = parser.parse_args(arguments)
     started = time.monotonic()
@@ -294,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
         note(f"{row.what}: {row.result} {row.figures or ''} {row.note}")
 
     note("plugin and check program are built")
-    tools = check.gather(chosen.output, chosen.kernels)
+    tools = check.gather(chosen.output)
     for row in check.kernel_rows(tools, None if chosen.skip_tests else chosen.tests, chosen.output):
         add(row)
     for case in CASES:
