@@ -14,9 +14,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from kernels.aot import build, catalogue, check, report, tile_search, tiles
+from kernels.aot import build, check, report, tile_search, tiles
 from kernels.aot.compiler import Compiled, Job
-from kernels.aot.targets import TARGETS, target
+from kernels.aot.jobs import selected_jobs
+from kernels.aot.targets import TARGETS
 
 FOLDER = Path("build/kernels")
 
@@ -98,19 +99,6 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         "--sm", type=int, nargs="+", default=[t.sm for t in TARGETS], help="compute capabilities, as 90 for 9.0"
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="variants whose name contains one of these")
-
-
-def selected_jobs(sms: Sequence[int] = (), only: Sequence[str] = ()) -> list[Job]:
-    """Jobs of these SMs (default: all) for variants whose name contains one of `only`; raises `ValueError` on none."""
-    jobs = [
-        Job(variant, target(sm).sm)
-        for sm in sms or [t.sm for t in TARGETS]
-        for variant in catalogue.variants(sm)
-        if not only or any(part in variant.name for part in only)
-    ]
-    if not jobs:
-        raise ValueError(f"--only {' '.join(only)}: no variant has such a name")
-    return jobs
 
 
 def _compile(jobs: Sequence[Job], folder: Path) -> list[Compiled]:

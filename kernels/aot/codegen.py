@@ -25,7 +25,7 @@ FAMILIES = {
 def write_sources(compiled: Sequence[Compiled], folder: Path, version: str) -> list[Path]:
     """Writes images, `images.S` and `table.cpp` into `folder`; returns the two sources. Output depends on nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(compiled, key=lambda c: (c.job.variant.family, c.job.sm, c.job.variant.name))
+    ordered = sorted(compiled, key=lambda c: (c.job.variant.family, c.job.sm, c.job.variant.name, c.job.cubin))
     assembly = ['.section .rodata, "a", @progbits']
     rows: list[str] = []
     functions: list[str] = []
@@ -35,8 +35,8 @@ def write_sources(compiled: Sequence[Compiled], folder: Path, version: str) -> l
         number = numbered.setdefault(texts, len(numbered))
         if number == len(functions):
             functions.append(texts.replace("@", str(number)))
-        images = [("cubin", unit.image)]
-        if unit.job.sm == PTX_SM:
+        images = [("cubin", unit.image)] if unit.job.cubin else []
+        if unit.job.text:
             images.append(("ptx", unit.ptx.encode() + b"\0"))
         for kind, data in images:
             symbol = f"kunlun_image_{len(rows)}"
@@ -127,7 +127,7 @@ def _listing(compiled: Sequence[Compiled], family: str) -> str:
 
 def _manifest(compiled: Sequence[Compiled], version: str) -> dict[str, object]:
     variants: dict[str, dict[str, object]] = {}
-    for unit in compiled:
+    for unit in (u for u in compiled if u.job.cubin):
         entry = variants.setdefault(unit.job.variant.name, {"family": unit.job.variant.family, "sm": []})
         found = entry["sm"]
         assert isinstance(found, list)

@@ -22,10 +22,15 @@ PROCESSES = 2
 
 @dataclass(frozen=True)
 class Job:
-    """A variant for one SM. That of `PTX_SM` is compiled to the version of PTX that is shipped."""
+    """A variant for one SM, and what of it is shipped: machine code for that SM, or text for others, or both.
+
+    Text is that of `PTX_SM`, in the version `PTX_VERSION`.
+    """
 
     variant: Variant
     sm: int
+    cubin: bool = True
+    text: bool = False
 
 
 @dataclass(frozen=True)

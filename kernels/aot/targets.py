@@ -123,6 +123,7 @@ BY_SM = {target.sm: target for target in TARGETS}
 # loads the cubins of the bundled ptxas 12.8.
 PTX_SM = 80
 PTX_VERSION = 80
+PTX_TILES_SM = 86  # whose tiles: the least shared memory of all, which 12.1 has, too
 
 
 def target(sm: int) -> Target:

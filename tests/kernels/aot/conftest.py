@@ -8,8 +8,8 @@ import pytest
 from fake_driver import build
 
 from kernels.aot.build import compile_jobs, link_library
-from kernels.aot.catalogue import variants
-from kernels.aot.compiler import Compiled, Job
+from kernels.aot.compiler import Compiled
+from kernels.aot.jobs import selected_jobs
 
 NAMES = (
     "gdpa_bf16_h2x64_kv64",
@@ -28,7 +28,7 @@ def build_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compiled(build_folder: Path) -> list[Compiled]:
-    return compile_jobs([Job(v, sm) for sm in SMS for v in variants(sm) if v.name in NAMES], build_folder)
+    return compile_jobs(selected_jobs(SMS, NAMES), build_folder)
 
 
 @pytest.fixture(scope="session")

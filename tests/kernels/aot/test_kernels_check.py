@@ -12,6 +12,7 @@ import pytest
 from kernels.aot import __main__ as command
 from kernels.aot import check, report
 from kernels.aot.compiler import Compiled
+from kernels.aot.jobs import selected_jobs
 
 
 def test_compiled_kernels_are_counted_by_instruction(compiled: list[Compiled]) -> None:
@@ -87,7 +88,7 @@ def test_the_command_ends_with_one_json_line(
 
 def test_a_selection_without_variants_is_refused() -> None:
     with pytest.raises(ValueError, match="--only gdpa_int8: no variant has such a name"):
-        command.selected_jobs([90], ["gdpa_int8"])
+        selected_jobs([90], ["gdpa_int8"])
 
 
 def test_a_command_that_cannot_be_done_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,7 @@ from torch import Tensor
 from kernels import dispatch
 from kernels.aot import torch_backend
 from kernels.aot.build import compile_jobs, link_library
-from kernels.aot.catalogue import variants
-from kernels.aot.compiler import Job
+from kernels.aot.jobs import selected_jobs
 from kernels.aot.library import KernelError, KernelLibrary, Status
 from kernels.aot.targets import BY_SM, PTX_SM
 from kernels.gdpa.params import GDPAParams, Jagged
@@ -37,8 +36,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
     folder = tmp_path_factory.mktemp("gpu")
     major, minor = torch.cuda.get_device_capability()
     sms = {PTX_SM, 10 * major + minor} & set(BY_SM)
-    jobs = [Job(v, sm) for sm in sorted(sms) for v in variants(sm) if v.name in NAMES]
-    path: Path = link_library(compile_jobs(jobs, folder), folder, "0.0.0")
+    path: Path = link_library(compile_jobs(selected_jobs(sorted(sms), NAMES), folder), folder, "0.0.0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(torch_backend.LIBRARY_VARIABLE, str(path))
         torch_backend.library.cache_clear()

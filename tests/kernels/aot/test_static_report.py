@@ -11,7 +11,8 @@ import pytest
 from kernels.aot import report, tiles
 from kernels.aot.catalogue import everything, variants
 from kernels.aot.compiler import Compiled, Job, compile_variant
-from kernels.aot.targets import TARGETS
+from kernels.aot.jobs import selected_jobs
+from kernels.aot.targets import PTX_SM, PTX_TILES_SM, TARGETS
 from kernels.aot.tile_search import classes
 from kernels.variants import Blocks
 
@@ -42,6 +43,19 @@ def test_the_committed_report_is_that_of_these_kernels(compiled: list[Compiled])
         at = column[unit.job.sm]
         assert rows[unit.job.variant.name][at] == fresh[at], (unit.job.variant.name, unit.job.sm)
     assert {v.name for v in everything()} <= set(rows)
+
+
+def test_every_variant_is_text_once_and_fits_the_smallest_gpu(compiled: list[Compiled]) -> None:
+    """What the driver compiles for a GPU of its own must not ask for the shared memory of an A100."""
+    texts = [job for job in selected_jobs() if job.text]
+    assert {job.sm for job in texts} == {PTX_SM}
+    assert [job.variant for job in texts] == variants(PTX_TILES_SM)
+    unit = next(unit for unit in compiled if unit.job.text)
+    large = dataclasses.replace(unit, shared_bytes=160 * 1024)
+    assert report.problems(large) == [
+        f"{unit.job.variant.name} on sm_80 as text: 163840 bytes of shared memory, other GPUs may have 101376"
+    ]
+    assert report.problems(dataclasses.replace(large, job=dataclasses.replace(unit.job, text=False))) == []
 
 
 def test_the_tile_table_holds_exceptions_alone() -> None:
