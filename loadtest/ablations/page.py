@@ -9,6 +9,11 @@ from typing import Any
 from loadtest.ablations.study import REQUEST_SIZES
 
 PAGE = Path("docs/ablations.md")
+FAST = (
+    "",
+    "One short pass over a small log leaves every model far from the truth, so a row says how fast its variant learns",
+    "from little data; intervals are over users alone, and what a seed changes is not in them.",
+)
 
 
 def page(line: dict[str, Any]) -> str:
@@ -36,6 +41,7 @@ def page(line: dict[str, Any]) -> str:
             f"requests/s of one user at the history caps with 100 candidates in OpenVINO ({line['precision']}). Both on one",
             "thread, relative to the default, variants in turn. Paper: arXiv:2602.10016 as its readers report it, at other",
             "sizes and on other hardware.",
+            *(FAST if line["fast"] else ()),
             "",
             *table,
             "",
