@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 TENSORRT_STUBS ?= tensorrt-stubs==10.13.0.35.1
 
-.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check quality ablations gpu-check kernels kernels-check trt-check system-deps install clean
+.PHONY: help demo test test-native fuzz lint proto bench store-check feedback-check deploy-check quality ablations gpu-check kernels kernels-check trt-check system-deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,11 @@ kernels-check: $(STAMP) ## all about the kernels that needs no GPU: interpreter 
 
 trt-check: $(STAMP) ## TensorRT without a GPU: plugin, parser, plans of tiny, small, ref-m (needs TENSORRT_ROOT, extra trt-check); PAGE=1
 	$(BIN)/python -m loadtest.checks.tensorrt $(if $(PAGE),--page)
+
+deploy-check: $(STAMP) ## images in a clean root (needs root), compose, chart, rules, dashboard, clients; PAGE=1 writes docs/clean_root.txt
+	$(BIN)/python -c 'import kubernetes_validate' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[deploy]'
+	command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap; }
+	$(BIN)/python -m loadtest.checks.deploy $(if $(PAGE),--transcript docs/clean_root.txt)
 
 system-deps: ## the few Debian packages that some tests use (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus haproxy g++

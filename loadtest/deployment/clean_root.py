@@ -25,7 +25,7 @@ from loadtest.processes import StageFailed
 ROOT = Path(__file__).parents[2]
 SUITE, VARIANT = "bookworm", "minbase"
 FORBIDDEN = ("cc", "gcc", "g++", "ld", "pip", "pip3", "curl", "wget")
-WAIT_S = 120.0
+WAIT_S, PROBE_S = 300.0, 3.0
 LARGEST_ENVIRONMENT_MB = 400
 """Target for /opt/kunlun, the layer that is ours; two thirds are OpenVINO, Arrow and NumPy."""
 
@@ -124,7 +124,7 @@ class CleanRoot:
                 return {"health_attempts": attempts, "ready_seconds": round(time.perf_counter() - began, 1)}
             if time.perf_counter() - began > WAIT_S:
                 raise StageFailed(f"the server did not become healthy:\n{server.log[-2000:]}")
-            time.sleep(0.5)
+            time.sleep(PROBE_S)
 
     def _ask(self, server: Container) -> dict[str, Any]:
         """Who it runs as, what it may write, what it has opened, and two Ranks around the loading of features."""

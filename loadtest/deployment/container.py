@@ -68,7 +68,7 @@ class Container:
         """Its exit status, once it has ended by itself."""
         return self._process.wait(timeout=timeout_s)
 
-    def stop(self, timeout_s: float = 30) -> int:
+    def stop(self, timeout_s: float = 180) -> int:
         """SIGTERM to process 1; its exit status. Raises `TimeoutExpired`."""
         os.kill(self._first(), signal.SIGTERM)
         return self._process.wait(timeout=timeout_s)

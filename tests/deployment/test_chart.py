@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loadtest.deployment.chart import CHART, KUBERNETES, PROFILES, Profile, find_helm, lint, render, validate
+from loadtest.deployment.chart import CHART, KUBERNETES, PROFILES, InvalidManifest, Profile, find_helm, lint, render, validate
 from serving.config import load_config
 
 Manifest = dict[str, Any]
@@ -123,6 +123,12 @@ def test_mistakes_in_values_are_refused(helm: str) -> None:
         with pytest.raises(subprocess.CalledProcessError) as caught:
             render(helm, Profile("kunlun", (), (setting,)))
         assert text in caught.value.stdout
+
+
+def test_an_unknown_field_is_refused(helm: str) -> None:
+    manifest = {**rendered(helm, PROFILES["cpu"])["Service"], "spce": {}}
+    with pytest.raises(InvalidManifest, match=r"Service kunlun: .*spce"):
+        validate([manifest], KUBERNETES[0])
 
 
 def test_every_value_is_explained_and_in_the_schema() -> None:

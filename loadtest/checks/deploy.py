@@ -1,0 +1,86 @@
+"""`make deploy-check`: everything about deployment that can be verified without a container engine and a cluster.
+
+Fetches helm (by npm) into build/tools. The clean root needs root and debootstrap; what is missing is said and makes the
+check fail: nothing here is skipped silently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from loadtest.checks.check import Check, run_checks
+from loadtest.deployment.chart import KUBERNETES, PROFILES, InvalidManifest, fetch_helm, lint, render, validate
+from loadtest.deployment.clean_root import LARGEST_ENVIRONMENT_MB, clean_root
+from loadtest.processes import StageFailed
+from model.cli.console import note
+
+ROOT = Path(__file__).parents[2]
+TESTS = ("tests/deployment", "tests/serving/test_feedback_fleet.py::test_the_rules_hold_what_they_promise")
+
+
+def chart_check() -> Check:
+    """Every profile against every version of Kubernetes."""
+    target = f"{len(PROFILES)} profiles linted, rendered and valid in Kubernetes {' and '.join(KUBERNETES)}"
+    manifests = 0
+    try:
+        helm = fetch_helm()
+        for profile in PROFILES.values():
+            lint(helm, profile)
+            found = render(helm, profile)
+            manifests += len(found)
+            for version in KUBERNETES:
+                validate(found, version)
+    except (OSError, InvalidManifest, subprocess.CalledProcessError) as error:
+        return Check("chart", {"error": str(getattr(error, "stdout", "") or error)[-500:]}, target, False)
+    return Check("chart", {"profiles": sorted(PROFILES), "manifests": manifests}, target, True)
+
+
+def tests_check() -> Check:
+    """The tests of deployment, none skipped."""
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory, "report.xml")
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *TESTS]
+        subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    skipped = {str(case.get("name")): str(found.get("message")) for case in cases for found in case.iter("skipped")}
+    failed = [str(case.get("name")) for case in cases if list(case.iter("failure")) or list(case.iter("error"))]
+    figures = {"passed": len(cases) - len(skipped) - len(failed), "failed": failed, "not_verified": skipped}
+    allowed = {"test_the_grpcurl_commands_run"}  # no registry has grpcurl; another test does by hand what it does
+    return Check("tests", figures, "none fails, none is skipped but grpcurl's", not failed and set(skipped) <= allowed)
+
+
+def clean_root_check(work: Path, transcript: Path | None) -> Check:
+    """The image's scripts in a clean Debian, and a server in the result."""
+    lines: list[str] = []
+
+    def say(text: str) -> None:
+        lines.append(text)
+        note(text.replace("[", "\\["))
+
+    size = f"/opt/kunlun of at most {LARGEST_ENVIRONMENT_MB} MB without compiler, pip and torch"
+    target = f"{size}; serves as nobody with a read-only root, ranks what was loaded on the full rung, stops with status 0"
+    try:
+        figures = clean_root(work, None, None, say)
+    except StageFailed as error:
+        return Check("clean_root", {"error": str(error)[-500:]}, target, False)
+    if transcript is not None:
+        transcript.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Check("clean_root", figures, target, bool(figures.pop("ok")))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.checks.deploy", description=__doc__)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "clean_root", help="default: build/clean_root")
+    parser.add_argument("--transcript", type=Path, help="write the transcript of the clean root here (docs/clean_root.txt)")
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    return run_checks([chart_check, tests_check, lambda: clean_root_check(work, arguments.transcript)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
