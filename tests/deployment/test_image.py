@@ -59,13 +59,14 @@ def test_pins_lie_in_the_projects_ranges() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["cpu"], *extras["native"], *extras["train"]]
-    pins = "\n".join((IMAGE / f"requirements.{name}.txt").read_text() for name in ("cpu", "train"))
-    pinned = dict(re.findall(r"^([a-z0-9-]+)==([^\s\\]+)", pins, re.MULTILINE))
-    for requirement in map(Requirement, wanted):
-        name = requirement.name.lower()
-        if name not in ("kunlun-serving", "torch"):  # torch: an argument of the build
-            assert requirement.specifier.contains(pinned[name]), f"{requirement}: found {pinned[name]}"
+    files = {"cpu": ("cpu",), "native": ("cpu",), "train": ("cpu", "train"), "gpu": ("cpu", "gpu")}
+    for extra, names in files.items():
+        pins = "\n".join((IMAGE / f"requirements.{name}.txt").read_text() for name in names)
+        pinned = dict(re.findall(r"^([a-z0-9-]+)==([^\s\\]+)", pins, re.MULTILINE))
+        for requirement in map(Requirement, [*project["dependencies"], *extras[extra]]):
+            name = requirement.name.lower()
+            if name not in ("kunlun-serving", "torch"):  # torch: an argument of the build
+                assert requirement.specifier.contains(pinned[name]), f"{extra}: {requirement}: found {pinned[name]}"
 
 
 def test_the_builder_is_sent_what_the_scripts_read_and_no_more() -> None:
