@@ -12,7 +12,8 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from kernels.tensorrt.bodies import attributes_of, nodes_of
 from kernels.tensorrt.check import Row, Tools
 from kernels.tensorrt.coverage import problem
 from kernels.tensorrt.nodes import parse
-from kernels.tensorrt.parser import Findings, Profile
+from kernels.tensorrt.parser import Profile
 from model.architectures.graphs import EncodeGraph, ScoreGraph
 from model.architectures.registry import load_preset
 from model.cli.console import note
@@ -42,6 +43,7 @@ from model.signature import GraphSignature
 from serving.engines.tensorrt.typed_graph import element_types, typed_graph
 
 PAGE = Path("docs/tensorrt_verification.md")
+PADDED = "encode_user on padded rows"
 SEED, BOUND = 20_261_126, 1e-5
 """Largest relative error (L2) of a form in f32 against the twin."""
 GPU_ONLY = (
@@ -78,8 +80,9 @@ class Form:
 
 
 @torch.no_grad()
-def forms(case: Case) -> list[Form]:
-    """`encode_user` on padded and on jagged rows, and `score_candidates`, of one random model."""
+def forms(case: Case) -> Iterator[Form]:
+    """`encode_user` on padded and on jagged rows, and `score_candidates`, of one random model. One at a time: `ref-m` has
+    300 M weights, and a graph holds a copy of its own."""
     torch.manual_seed(SEED)
     schema, rng = synthetic_schema(case.cap), np.random.default_rng(SEED)
     encode, score = load_preset(case.preset).graphs(schema)
@@ -88,13 +91,10 @@ def forms(case: Case) -> list[Form]:
     states = _twin(encode.eval(), padded)
     scoring = random_inputs(score.signature, sizes, rng) | states
     jagged = jagged_inputs(padded, [event.name for event in schema.events])
-    return [
-        Form("encode_user", export_graph(encode, encode.signature, _tensors(padded)), padded, states),
-        Form("encode_user on jagged rows", export_jagged(encode, _tensors(jagged)), jagged, states),
-        Form(
-            "score_candidates", export_graph(score.eval(), score.signature, _tensors(scoring)), scoring, _twin(score, scoring)
-        ),
-    ]
+    yield Form(PADDED, export_graph(encode, encode.signature, _tensors(padded)), padded, states)
+    yield Form("encode_user on jagged rows", export_jagged(encode, _tensors(jagged)), jagged, states)
+    wanted = _twin(score.eval(), scoring)
+    yield Form("score_candidates", export_graph(score, score.signature, _tensors(scoring)), scoring, wanted)
 
 
 def random_inputs(signature: GraphSignature, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
@@ -122,41 +122,54 @@ def random_inputs(signature: GraphSignature, sizes: Mapping[str, int], rng: np.r
 
 def model_rows(case: Case, tools: Tools) -> Iterable[Row]:
     """The rows of one preset."""
-    exported = forms(case)
-    yield _on_cpu_engines(case, exported)
-    typed = {form.name: typed_graph(form.model, case.precision) for form in exported[1:]}
+    errors: dict[str, float] = {}
+    typed: dict[str, ModelProto] = {}
+    for form in forms(case):
+        note(f"{case.preset}: {form.name} is exported; now on CPU engines")
+        if form.name != PADDED:
+            typed[form.name] = typed_graph(form.model, case.precision)
+        _compare(form, errors)
+    target = f"ONNX checker and shape inference pass; padded, jagged and scoring graphs within {BOUND:g} of the twin (f32)"
+    yield Row(f"{case.preset}: forms", target, max(errors.values()) <= BOUND, "relative error", errors)
     yield _typed(case, typed)
     yield from _parsed(case, typed, tools)
 
 
-def on_onnx_runtime(model: ModelProto, inputs: Arrays) -> dict[str, NDArray[Any]]:
+def on_onnx_runtime(path: Path, inputs: Arrays) -> dict[str, NDArray[Any]]:
     """Outputs by name."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3  # of constants that it will not fold
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-def on_openvino(model: ModelProto, inputs: Arrays) -> dict[str, NDArray[Any]]:
+def on_openvino(path: Path, inputs: Arrays) -> dict[str, NDArray[Any]]:
     """Outputs by name, function bodies inlined."""
-    plain = inliner.inline_local_functions(model)
+    inlined = path.with_stem("inlined")
+    inlined.write_bytes(inliner.inline_local_functions(onnx.load(path, load_external_data=False)).SerializeToString())
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    core = openvino.Core()
-    results = (compiled := core.compile_model(core.read_model(plain.SerializeToString()), "CPU", settings))(dict(inputs))
+    results = (compiled := openvino.Core().compile_model(inlined, "CPU", settings))(dict(inputs))
     return {name: np.array(results[port]) for port in compiled.outputs for name in port.get_names()}
 
 
-def _on_cpu_engines(case: Case, exported: list[Form]) -> Row:
-    errors: dict[str, float] = {}
-    for form in exported:
-        onnx.checker.check_model(form.model, full_check=True)
+def _compare(form: Form, errors: dict[str, float]) -> None:
+    """Check a graph and run it; `errors` by engine are raised to its worst output's. Raises what the ONNX checker raises."""
+    with _saved(form.model) as path:
+        onnx.checker.check_model(path, full_check=True)
         for engine, run in (("ONNX Runtime", on_onnx_runtime), ("OpenVINO", on_openvino)):
-            found = run(form.model, form.inputs)
+            found = run(path, form.inputs)
             worst = max(_error(found[name], wanted) for name, wanted in form.wanted.items())
             errors[engine] = max(errors.get(engine, 0.0), worst)
-    target = f"ONNX checker and shape inference pass; padded, jagged and scoring graphs within {BOUND:g} of the twin (f32)"
-    return Row(f"{case.preset}: forms", target, max(errors.values()) <= BOUND, "relative error", errors)
+
+
+@contextmanager
+def _saved(model: ModelProto) -> Iterator[Path]:
+    """A file of `model`, with its weights beside it: they may be more than one message holds. Takes them out of `model`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path, save_as_external_data=True, location="model.weights")
+        yield path
 
 
 def _typed(case: Case, typed: Mapping[str, ModelProto]) -> Row:
@@ -190,8 +203,9 @@ def _parsed(case: Case, typed: Mapping[str, ModelProto], tools: Tools) -> Iterab
     problems: list[str] = []
     layers, plugins, size, seconds, failed = 0, 0, 0, 0.0, []
     for name, model in typed.items():
-        found = _asked(model, _profiles(model, case), tools)
         expected, ours = _outputs(model), sum(1 for _ in nodes_of(model.graph))
+        with _saved(model) as path:
+            found = tools.ask(path, _profiles(model, case))
         problems += [f"{name}: {text}" for text in found.problems()]
         if len(found.plugins) != ours or found.outputs != expected:
             problems.append(f"{name}: expected {ours} plugins and {expected}, found {len(found.plugins)} and {found.outputs}")
@@ -202,13 +216,6 @@ def _parsed(case: Case, typed: Mapping[str, ModelProto], tools: Tools) -> Iterab
     yield Row(f"{case.preset}: parser", parser_target, not problems, "; ".join(problems), counts)
     plans = {"megabytes": round(size / 1e6, 1), "seconds": round(seconds, 1)}
     yield Row(f"{case.preset}: plan", plan_target, not failed, "; ".join(failed), plans)
-
-
-def _asked(model: ModelProto, sizes: list[Profile], tools: Tools) -> Findings:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(model, path, save_as_external_data=True, location="model.weights")
-        return tools.ask(path, sizes)
 
 
 def _profiles(model: ModelProto, case: Case) -> list[Profile]:
@@ -296,7 +303,6 @@ def main(arguments: list[str] | None = None) -> int:
         add(row)
     for case in CASES:
         if case.preset in chosen.presets:
-            note(f"{case.preset} is exported")
             for row in model_rows(case, tools):
                 add(row)
     if chosen.page:
