@@ -26,7 +26,7 @@ from serving.core.ranker import Ranker
 from serving.engines.base import Engine
 from serving.engines.cache import default_cache
 from serving.engines.open import open_engine
-from serving.engines.tensorrt.open import gpu_slots
+from serving.engines.tensorrt.open import gpu_slots, resolve_precision
 from serving.feedback.receipt import ReceiptSigner
 from serving.feedback_process import feedback
 from serving.ingest.ingestion import Ingestion
@@ -207,7 +207,7 @@ def _open_engine(config: ServerConfig, artifact: Artifact) -> Engine:
         threads_per_slot=config.slot_threads,
         slots=config.slot_count,
         fused_block=config.fused_block,
-        work=engine_work(artifact, config.core) if config.engine == "tensorrt" else None,
+        work=engine_work(artifact, config.core, resolve_precision(config.precision)) if config.engine == "tensorrt" else None,
         backup=config.backup_engine,
     )
 

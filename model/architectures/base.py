@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kernels.tensorrt.nodes import Node
 from model.architectures.terms import FeatureWidths, ProductWidths, Terms
 from model.config import StrictModel
 from model.schema import Schema
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
 
 EMBEDDING_DEVIATION = 0.25
 """Standard deviation of fresh embedding rows; 0.05 delayed learning from histories by an epoch on the synthetic log."""
+
+
+@dataclass(frozen=True)
+class RaggedCall:
+    """A ragged operator as a model calls it: the node, heads, and their width."""
+
+    node: Node
+    heads: int
+    head_width: int
 
 
 class ArchitectureConfig(StrictModel, ABC):
@@ -74,6 +85,10 @@ class ArchitectureConfig(StrictModel, ABC):
     def has_jagged_form(self) -> bool:
         """Whether `encode_user` runs on jagged rows, too: what engines with ragged operators take."""
         return False
+
+    def ragged_calls(self, schema: Schema) -> tuple[RaggedCall, ...]:
+        """The ragged operators of the jagged form, each kind once: what an engine must have kernels of."""
+        return ()
 
     @abstractmethod
     def graphs(self, schema: Schema) -> tuple[EncodeGraph, ScoreGraph]:

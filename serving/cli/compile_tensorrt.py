@@ -13,7 +13,7 @@ from serving.core.options import CoreOptions
 from serving.engines.tensorrt.engine import model_form
 from serving.engines.tensorrt.open import NoRuntime, nvidia_runtime, resolve_precision
 from serving.engines.tensorrt.work import WorkPlan
-from serving.tuning.engine_work import engine_work
+from serving.tuning.engine_work import engine_work, padded_because
 
 NOT_BUILT = 3
 """Exit status: everything was prepared, and no engine built for want of a GPU."""
@@ -21,14 +21,16 @@ NOT_BUILT = 3
 
 def compile_tensorrt(artifact: Artifact, options: CoreOptions, cache: Path, precision: str, *, as_json: bool) -> int:
     """Build, or prepare and say what is missing; the process's exit status. Raises `ArtifactError`."""
-    work = engine_work(artifact, options)
+    resolved = resolve_precision(precision)
+    work = engine_work(artifact, options, resolved)
+    because = padded_because(artifact, resolved)
     try:
         runtime = nvidia_runtime()
     except NoRuntime as error:
-        return _prepare(artifact, work, cache, precision, str(error), as_json=as_json)
+        return _prepare(artifact, work, cache, resolved, str(error), because, as_json=as_json)
     from serving.engines.tensorrt.build import build
 
-    built = build(artifact, runtime, work, cache=cache, precision=precision, note=lambda stage: print(stage, file=sys.stderr))
+    built = build(artifact, runtime, work, cache=cache, precision=resolved, note=lambda stage: print(stage, file=sys.stderr))
     report = {
         "engine": str(built.path) if built.path else None,
         "target": built.identity.target,
@@ -38,7 +40,7 @@ def compile_tensorrt(artifact: Artifact, options: CoreOptions, cache: Path, prec
         "refitted": built.refitted,
         "compile_seconds": round(built.seconds, 3),
         "device_peak_gflops": round(built.device_peak_flops / 1e9, 1),
-        "work": _work_report(work),
+        "work": _work_report(work, because),
     }
     _print(report, as_json)
     if built.path is None:
@@ -52,25 +54,26 @@ def compile_tensorrt(artifact: Artifact, options: CoreOptions, cache: Path, prec
     return 0
 
 
-def _prepare(artifact: Artifact, work: WorkPlan, cache: Path, precision: str, why: str, *, as_json: bool) -> int:
+def _prepare(
+    artifact: Artifact, work: WorkPlan, cache: Path, precision: str, why: str, because: str | None, *, as_json: bool
+) -> int:
     from serving.engines.tensorrt.prepare import prepare
 
-    resolved = resolve_precision(precision)
-    target = cache / f"{artifact.manifest.model}-{artifact.manifest.version}-tensorrt-{resolved}.prepared"
+    target = cache / f"{artifact.manifest.model}-{artifact.manifest.version}-tensorrt-{precision}.prepared"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    prepared = prepare(artifact, model_form(artifact, work), resolved, target)
+    prepared = prepare(artifact, model_form(artifact, work), precision, target)
     report = {
         "engine": None,
         "target": "tensorrt",
-        "precision": resolved,
+        "precision": precision,
         "prepared": str(target),
         **prepared.to_json(),
-        "work": _work_report(work),
+        "work": _work_report(work, because),
         "not_built": why,
         "remains": [
             "on a machine with a GPU, TensorRT and the plugin library (docs/tensorrt.md): "
-            f"kunlun compile {artifact.path} --target tensorrt --precision {resolved}",
+            f"kunlun compile {artifact.path} --target tensorrt --precision {precision}",
             "which builds, checks parity on the GPU, measures its peak and publishes the engine",
         ],
     }
@@ -80,11 +83,11 @@ def _prepare(artifact: Artifact, work: WorkPlan, cache: Path, precision: str, wh
     return NOT_BUILT
 
 
-def _work_report(work: WorkPlan) -> dict[str, Any]:
+def _work_report(work: WorkPlan, because: str | None) -> dict[str, Any]:
     return {
         graph: {"buckets": len(work.of(graph).buckets), "profiles": len(work.of(graph).profiles)}
         for graph in ("encode_user", "score_candidates")
-    } | {"form": "jagged" if work.is_jagged else "padded"}
+    } | {"form": "jagged" if work.is_jagged else "padded", "padded_because": because}
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

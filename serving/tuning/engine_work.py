@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from kernels.tensorrt.coverage import problem
 from model.artifact import Artifact
 from model.tensor_spec import CANDIDATES, REQUESTS, USERS, history_size, row_count
 from serving.core.options import CoreOptions
@@ -14,14 +15,23 @@ USUAL_REQUESTS = 4
 """Requests of a batch that score profiles are tuned for."""
 
 
-def engine_work(artifact: Artifact, options: CoreOptions) -> WorkPlan:
-    """Everything a server with these options may ask of an engine."""
+def engine_work(artifact: Artifact, options: CoreOptions, precision: str) -> WorkPlan:
+    """Everything a server with these options may ask of an engine in this precision, f32, f16 or bf16.
+
+    `encode_user` is built for jagged rows where the artifact has that form and there is a kernel for each of its operators.
+    """
     shapes = ShapeBuckets(artifact.schema, options)
-    return WorkPlan(
-        is_jagged=artifact.has_jagged_graph,
-        encode_user=encode_work(shapes, jagged=artifact.has_jagged_graph),
-        score_candidates=score_work(shapes),
-    )
+    jagged = padded_because(artifact, precision) is None
+    return WorkPlan(is_jagged=jagged, encode_user=encode_work(shapes, jagged=jagged), score_candidates=score_work(shapes))
+
+
+def padded_because(artifact: Artifact, precision: str) -> str | None:
+    """Why `encode_user` runs on padded rows, in words; None: it runs on jagged ones."""
+    if not artifact.has_jagged_graph:
+        return "the artifact has no jagged graph: its architecture has none, or an older release exported it"
+    calls = artifact.config.ragged_calls(artifact.schema)
+    problems = [problem(call.node, precision, call.heads, call.head_width) for call in calls]
+    return next((text for text in problems if text is not None), None)
 
 
 def encode_work(shapes: ShapeBuckets, *, jagged: bool) -> GraphWork:

@@ -8,9 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from model.architectures.base import ArchitectureConfig
+from kernels.tensorrt.nodes import GDPA, PFFN, Node, SeedPooling, WindowAttention
+from model.architectures.base import ArchitectureConfig, RaggedCall
 from model.architectures.kunlun import flops
-from model.architectures.kunlun.options import CandidateStreamConfig, Pffn, Positive, TargetPoolingConfig, TokenHeadConfig
+from model.architectures.kunlun.options import (
+    CandidateStreamConfig,
+    Pffn,
+    Pooling,
+    Positive,
+    TargetPoolingConfig,
+    TokenHeadConfig,
+)
 from model.architectures.kunlun.stack import StackConfig
 from model.architectures.terms import FeatureWidths, ProductWidths, Terms
 from model.schema import Schema
@@ -78,6 +86,18 @@ class KunlunConfig(StackConfig):
         """The ragged operators know one activation for all heads and no product that differs per row."""
         one = isinstance(self.activation, str) or len(set(self.activation)) == 1
         return one and self.pffn is not Pffn.GENERATED_LINEAR
+
+    def ragged_calls(self, schema: Schema) -> tuple[RaggedCall, ...]:
+        """Sizes that no kernel depends on (windows, longest histories, scales) are left at any value."""
+        activation = self.activation if isinstance(self.activation, str) else self.activation[0]
+        found: dict[RaggedCall, None] = {}
+        for event in schema.events:
+            tower = self.tower(event.name)
+            pooled = GDPA(activation=activation) if tower.pooling is Pooling.GDPA else SeedPooling(scale=1.0)
+            nodes: dict[Node, bool] = {PFFN(activation=activation, n_kv=self.n_kv): True, pooled: True}
+            nodes[WindowAttention(window=1, scale=1.0)] = any(self.attends(event.name, layer) for layer in range(self.layers))
+            found |= {RaggedCall(n, tower.heads, tower.width // tower.heads): None for n, runs in nodes.items() if runs}
+        return tuple(found)
 
     def graphs(self, schema: Schema) -> tuple[EncodeGraph, ScoreGraph]:
         from model.architectures.kunlun.graphs import KunlunEncode, KunlunScore

@@ -5,7 +5,8 @@ and waits for the stream with the interpreter lock released. Nothing is allocate
 as the largest bucket needs and shared by all buckets, as is the scratch memory, because a session runs one batch at a time.
 Copies overlap with compute across sessions: with two slots on a GPU one batch is on its way while another is computed.
 
-Buckets used longest ago give up their graph beyond `max_lanes`. The lock lets `prepare` run beside `run`.
+Buckets used longest ago give up their graph beyond `max_lanes`. `prepare` may run beside `run`: contexts are opened outside the
+lock, on a stream of their own, and only their first run and the capture keep a batch waiting.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from model.signature import ENCODE_USER, GraphSignature
@@ -41,6 +41,9 @@ class ModelForm:
     work: Mapping[str, GraphWork]
     events: tuple[str, ...] = ()
     is_jagged: bool = False
+
+
+_Key = tuple[str, tuple[int, ...]]
 
 
 @dataclass
@@ -74,9 +77,9 @@ class TensorRtSession:
     ) -> None:
         self.device, self._programs, self._form = device, programs, form
         self._max_lanes, self._uses_graphs = max_lanes, uses_graphs
-        self._lock = threading.Lock()
-        self._lanes: OrderedDict[tuple[str, tuple[int, ...]], _Lane] = OrderedDict()
-        self._stream = device.open_stream()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
+        self._lanes: OrderedDict[_Key, _Lane] = OrderedDict()
+        self._stream, self._side = device.open_stream(), device.open_stream()
         given, made, scratch = session_bytes(programs, form)
         self._blocks: list[HostBlock] = []
         self._memory: list[int] = []
@@ -89,22 +92,28 @@ class TensorRtSession:
 
     def prepare(self, graph: str, inputs: Tensors) -> None:
         """Open the context and capture the CUDA graph of the bucket that holds these shapes."""
-        with self._lock:
-            self._lane(graph, self._bucket(graph, inputs))
+        self._make(graph, self._bucket(graph, inputs))
 
     def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """Run `graph`; outputs have the rows of the batch and are the caller's to keep."""
-        with self._lock:
-            lane = self._lane(graph, self._bucket(graph, inputs))
-            self._lay(graph, inputs, lane)
-            if lane.graph is not None:
-                self.device.launch(lane.graph, self._stream)
-            else:
-                self._enqueue(lane)
-            self.device.synchronize(self._stream)
-            sizes = self._batch_rows(graph, inputs)
-            built = self._form.built[graph].outputs
-            return {spec.name: lane.made[spec.name][: sizes[str(spec.shape[0])]].copy() for spec in built}
+        bucket = self._bucket(graph, inputs)
+        while True:
+            with self._lock:
+                if (lane := self._lanes.get(_key(graph, bucket))) is not None:
+                    self._lanes.move_to_end(_key(graph, bucket))
+                    return self._run(lane, graph, inputs)
+            self._make(graph, bucket)
+
+    def _run(self, lane: _Lane, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        self._lay(graph, inputs, lane)
+        if lane.graph is not None:
+            self.device.launch(lane.graph, self._stream)
+        else:
+            self._enqueue(lane)
+        self.device.synchronize(self._stream)
+        sizes = self._batch_rows(graph, inputs)
+        built = self._form.built[graph].outputs
+        return {spec.name: lane.made[spec.name][: sizes[str(spec.shape[0])]].copy() for spec in built}
 
     def close(self) -> None:
         """Free everything that the session holds on its device."""
@@ -117,6 +126,7 @@ class TensorRtSession:
                 self.device.unpin(block)
             self._memory, self._blocks = [], []
             self.device.close_stream(self._stream)
+            self.device.close_stream(self._side)
 
     def _pin(self, size: int) -> HostBlock:
         block = self.device.pin(size)
@@ -147,35 +157,37 @@ class TensorRtSession:
         else:
             lay(inputs, lane.given)
 
-    def _lane(self, graph: str, bucket: dict[str, int]) -> _Lane:
-        key = graph, tuple(bucket.values())
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = self._open(graph, bucket)
-            if len(self._lanes) > self._max_lanes:
-                self._close(self._lanes.popitem(last=False)[1])
-        self._lanes.move_to_end(key)
-        return lane
+    def _make(self, graph: str, bucket: dict[str, int]) -> None:
+        """What a bucket runs with, unless it is there. Its context runs once uncaptured: TensorRT sets itself up then."""
+        key = _key(graph, bucket)
+        with self._opening:
+            with self._lock:
+                if key in self._lanes:
+                    return
+            signature, work = self._form.built[graph], self._form.work[graph]
+            shapes = {spec.name: shape_of(spec, bucket) for spec in signature.inputs}
+            execution = self._programs[graph].open(work.profile(bucket), shapes, self._side)
+            inputs, outputs = Layout.of(signature.inputs, bucket), Layout.of(signature.outputs, bucket)
+            lane = _Lane(execution, inputs, outputs, inputs.views(self._given), outputs.views(self._made))
+            with self._lock:
+                try:
+                    self._set_up(lane)
+                except DeviceError:
+                    execution.close()
+                    raise
+                self._lanes[key] = lane
+                if len(self._lanes) > self._max_lanes:
+                    self._close(self._lanes.popitem(last=False)[1])
 
-    def _open(self, graph: str, bucket: dict[str, int]) -> _Lane:
-        """A bucket's context and its graph. It runs once before: TensorRT sets itself up then, which cannot be captured."""
-        signature, work = self._form.built[graph], self._form.work[graph]
-        inputs, outputs = Layout.of(signature.inputs, bucket), Layout.of(signature.outputs, bucket)
-        shapes = {spec.name: shape_of(spec, bucket) for spec in signature.inputs}
-        execution = self._programs[graph].open(work.profile(bucket), shapes, self._stream)
-        lane = _Lane(execution, inputs, outputs, inputs.views(self._given), outputs.views(self._made))
-        try:
-            execution.bind(inputs.addresses(self._inputs) | outputs.addresses(self._outputs), self._scratch)
-            for view in lane.given.values():
-                view[...] = 0
-            self._enqueue(lane)
-            self.device.synchronize(self._stream)
-            if self._uses_graphs:
-                lane.graph = self.device.capture(self._stream, lambda: self._enqueue(lane))
-        except DeviceError:
-            execution.close()
-            raise
-        return lane
+    def _set_up(self, lane: _Lane) -> None:
+        addresses = lane.inputs.addresses(self._inputs) | lane.outputs.addresses(self._outputs)
+        lane.execution.bind(addresses, self._scratch)
+        for view in lane.given.values():
+            view[...] = 0
+        self._enqueue(lane)
+        self.device.synchronize(self._stream)
+        if self._uses_graphs:
+            lane.graph = self.device.capture(self._stream, lambda: self._enqueue(lane))
 
     def _enqueue(self, lane: _Lane) -> None:
         self.device.upload(self._inputs, self._given, lane.inputs.size, self._stream)
@@ -188,6 +200,10 @@ class TensorRtSession:
         lane.execution.close()
 
 
+def _key(graph: str, bucket: Mapping[str, int]) -> _Key:
+    return graph, tuple(bucket.values())
+
+
 def session_bytes(programs: Mapping[str, Program], form: ModelForm) -> tuple[int, int, int]:
     """Bytes that a session needs for inputs, outputs (on host and device alike) and scratch (device): its largest bucket's."""
     given = made = scratch = 0
@@ -198,8 +214,3 @@ def session_bytes(programs: Mapping[str, Program], form: ModelForm) -> tuple[int
             made = max(made, Layout.of(signature.outputs, bucket).size)
         scratch = max(scratch, *(programs[graph].scratch_bytes(profile) for profile in range(len(work.profiles))))
     return given, made, max(scratch, 1)
-
-
-def zeros_of(signature: GraphSignature, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:
-    """An empty batch of some sizes."""
-    return {spec.name: np.zeros(shape_of(spec, sizes), spec.dtype) for spec in signature.inputs}

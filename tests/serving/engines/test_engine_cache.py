@@ -64,7 +64,7 @@ def test_unreadable_manifest_is_refused(artifact: Artifact, copied: Path) -> Non
 
 
 def test_unknown_engine_and_precision_are_named(artifact: Artifact, copied: Path) -> None:
-    with pytest.raises(ArtifactError, match="engine: expected one of openvino, found 'abacus'"):
+    with pytest.raises(ArtifactError, match="engine: expected one of openvino, tensorrt, found 'abacus'"):
         open_engine(artifact, engine="abacus", cache=copied, threads_per_slot=1, slots=1)
     with pytest.raises(ArtifactError, match="precision: expected auto, f32 or bf16, found 'f8'"):
         open_engine(artifact, cache=copied, precision="f8", threads_per_slot=1, slots=1)

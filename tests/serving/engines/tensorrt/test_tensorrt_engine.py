@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +33,7 @@ from serving.engines.tensorrt.open import open_built
 from serving.engines.tensorrt.pieces import PiecewiseSession
 from serving.engines.tensorrt.session import TensorRtSession
 from serving.engines.tensorrt.work import OutsideWork
-from serving.tuning.engine_work import engine_work
-from tests.serving.engines.tensorrt.conftest import OPTIONS, BuiltHere
+from tests.serving.engines.tensorrt.conftest import OPTIONS, BuiltHere, jagged_work
 from tests.serving.engines.tensorrt.stand_in import RuleBroken, StandInRuntime
 from tests.serving.random_artifact import random_inputs
 
@@ -128,6 +128,20 @@ def test_a_prepared_bucket_costs_its_first_batch_nothing(
     before = runtime.gpus[0].enqueues
     session.run(ENCODE_USER, inputs)
     assert runtime.gpus[0].enqueues == before
+
+
+def test_preparing_beside_a_running_session_changes_no_number(
+    session: TensorRtSession, artifact: Artifact, rng: np.random.Generator
+) -> None:
+    inputs = score_inputs(artifact, 1, 30, rng)
+    wanted = session.run(SCORE_CANDIDATES, inputs)[PROBABILITIES]
+    others = [score_inputs(artifact, requests, 4 * requests, rng) for requests in (1, 2, 3, 4)]
+    helper = threading.Thread(target=lambda: [session.prepare(SCORE_CANDIDATES, other) for other in others])
+    helper.start()
+    for _ in range(20):
+        np.testing.assert_array_equal(session.run(SCORE_CANDIDATES, inputs)[PROBABILITIES], wanted)
+    helper.join(timeout=60)
+    assert not helper.is_alive()
 
 
 def test_without_cuda_graphs_the_numbers_are_the_same(
@@ -257,7 +271,7 @@ def test_an_engine_of_another_machine_or_other_options_is_not_loaded(artifact: A
     runtime.libraries["tensorrt"] = "11.0.0"
     with pytest.raises(ArtifactError, match=r"libraries: expected .*11\.0\.0.*, found .*10\.99\.0.*--target tensorrt"):
         open_built(artifact, runtime, built_here.work, cache=built_here.cache, precision="f32", slots=1)
-    larger = engine_work(artifact, OPTIONS.model_copy(update={"max_batch_candidates": 128}))
+    larger = jagged_work(artifact, OPTIONS.model_copy(update={"max_batch_candidates": 128}))
     with pytest.raises(ArtifactError, match="libraries: expected"):
         open_built(artifact, StandInRuntime(), larger, cache=built_here.cache, precision="f32", slots=1)
 
