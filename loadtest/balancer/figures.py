@@ -36,14 +36,18 @@ def common(sample: Sample) -> dict[str, Any]:
     }
 
 
-def answered_by(replica: Replica) -> float:
-    """Ranks that a replica has answered since it was started."""
-    return total(replica.metrics(), "kunlun_rank_rungs_total")
+def answered_by(replicas: Sequence[Replica]) -> list[float]:
+    """Ranks that each replica has answered since it was started."""
+    return [total(replica.metrics(), "kunlun_rank_rungs_total") for replica in replicas]
 
 
-def wait_until_flowing(replicas: Sequence[Replica]) -> None:
-    """Until every one of the replicas, which have just been started, has answered a call."""
-    wait_until(lambda: all(answered_by(replica) > 0 for replica in replicas), "not every replica got a call", LIMIT_S)
+def wait_until_flowing(replicas: Sequence[Replica], before: Sequence[float]) -> None:
+    """Until every replica has answered more than `before`."""
+
+    def all_do() -> bool:
+        return all(now > then for now, then in zip(answered_by(replicas), before, strict=True))
+
+    wait_until(all_do, "not every replica got a call", LIMIT_S)
 
 
 def wait_until_taken_in(balancer: Balancer, replicas: Sequence[Replica]) -> None:

@@ -17,10 +17,11 @@ from loadtest.processes import wait_until
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 LOOPBACK = "127.0.0.1"
 BIND = re.compile(r"^frontend (\w+)\n    bind :\d+", re.MULTILINE)
+CHECKS = re.compile(r"^    option tcp-check\n(?:    tcp-check .*\n)+", re.MULTILINE)
 TEMPLATE = re.compile(r"^    server-template .*$", re.MULTILINE)
 BACKENDS = ("rankers", "rankers_by_user")
 CONNECTIONS = """
-# What a balancer of connections does (a Kubernetes Service, an L4 load balancer): it never looks inside one.
+# What a balancer of connections does (a Kubernetes Service with a readiness probe): it never looks inside one.
 defaults
     mode tcp
     timeout connect 500ms
@@ -30,7 +31,7 @@ defaults
 listen by_connection
     bind {address}
     balance roundrobin
-    default-server check inter 200ms fall 1 rise 1
+{checks}    default-server check inter 200ms fall 2 rise 1
 {servers}
 """
 
@@ -85,7 +86,7 @@ def haproxy(workdir: Path, replicas: Sequence[str]) -> Iterator[HAProxyProcess]:
     servers = "\n".join(f"    server r{number} {address}" for number, address in enumerate(replicas))
     text = BIND.sub(lambda found: f"frontend {found[1]}\n    bind {LOOPBACK}:{ports[found[1]]}", text)
     text = TEMPLATE.sub(servers, text)
-    text += CONNECTIONS.format(address=f"{LOOPBACK}:{ports['by_connection']}", servers=servers)
+    text += CONNECTIONS.format(address=f"{LOOPBACK}:{ports['by_connection']}", checks=CHECKS.findall(text)[0], servers=servers)
     file, log = workdir / "haproxy.cfg", workdir / "haproxy.log"
     file.write_text(text, encoding="utf-8")
     with log.open("w") as output:

@@ -32,6 +32,11 @@ class Replica:
         self._process = ServerProcess(["--config", str(file)], directory)
         self._server: RunningServer | None = None
 
+    @property
+    def is_started(self) -> bool:
+        """Whether it has been ready once."""
+        return self._server is not None
+
     def start(self) -> None:
         """Start it; it is not ready yet."""
         self._process.start()

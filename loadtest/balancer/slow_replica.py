@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.balancer.figures import LIMIT_S, common, wait_until_flowing, wait_until_taken_in
-from loadtest.balancer.replicas import Replica, start_all
+from loadtest.balancer.figures import LIMIT_S, answered_by, common, wait_until_flowing, wait_until_taken_in
+from loadtest.balancer.replicas import Replica
 from loadtest.balancer.traffic import Balancer, Source
 from loadtest.processes import wait_until
 
@@ -18,30 +18,32 @@ HURRIED_S = 0.5
 """A call that waits longer has met the silent replica; Envoy sends it to another one then."""
 
 
-def slow_replica(balancer: Balancer, replicas: Sequence[Replica], source: Source, *, calls: int, rate: float) -> dict[str, Any]:
+def slow_replica(
+    balancer: Balancer, replicas: Sequence[Replica], source: Source, calls: int, rate: float, *, out_s: float = OUT_S
+) -> dict[str, Any]:
     """Figures of one run: how long until the replica got no more calls, what they waited, and how long until it was back."""
-    start_all(replicas)
-    wait_until_taken_in(balancer, replicas)
     victim, repeated = replicas[-1], balancer.repeated()
+    before = answered_by(replicas)
     with source.to(balancer.address, calls, rate) as traffic:
-        wait_until_flowing(replicas)
+        wait_until_flowing(replicas, before)
         frozen = time.monotonic()
         victim.freeze()
         try:
             wait_until(
                 lambda: victim.address not in balancer.healthy(), f"{balancer.name} did not eject the silent replica", LIMIT_S
             )
-            out_s = time.monotonic() - frozen
-            time.sleep(OUT_S)
+            ejected_s = time.monotonic() - frozen
+            time.sleep(out_s)
         finally:
             victim.thaw()
         thawed = time.monotonic()
         wait_until_taken_in(balancer, replicas)
         back_s = time.monotonic() - thawed
+        traffic.stop()
         sample = traffic.sample
     waited = sample.latency_s[sample.latency_s > HURRIED_S]
     return common(sample) | {
-        "ejected_after_s": round(out_s, 1),
+        "ejected_after_s": round(ejected_s, 1),
         "back_after_s": round(back_s, 1),
         "over_half_a_second": len(waited),
         "longest_s": round(float(sample.latency_s.max()), 2),

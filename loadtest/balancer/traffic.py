@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,6 +40,11 @@ class Traffic:
     """A run under way; `sample` is what became of it."""
 
     future: Future[Sample]
+    process: Future[subprocess.Popen[str]]
+
+    def stop(self) -> None:
+        """No more calls; those in flight are waited for."""
+        self.process.result().send_signal(signal.SIGTERM)
 
     @property
     def is_running(self) -> bool:
@@ -61,4 +68,14 @@ class Source:
         """`calls` calls at `rate` per second, in the background; the block's end waits for theirs."""
         workload = self.base.model_copy(update={"rate": rate, "seconds": calls / rate, "deadline_ms": DEADLINE_MS})
         with ThreadPoolExecutor(1) as pool:
-            yield Traffic(pool.submit(lambda: generate(address, workload, messages=self.messages, channels=channels)[1]))
+            process = Future[subprocess.Popen[str]]()
+
+            def run() -> Sample:
+                return generate(address, workload, messages=self.messages, channels=channels, started=process.set_result)[1]
+
+            traffic = Traffic(pool.submit(run), process)
+            try:
+                yield traffic
+            except BaseException:
+                traffic.stop()
+                raise

@@ -13,6 +13,7 @@ import asyncio
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -150,7 +151,11 @@ class Generator:
         self._acknowledged, self._event = np.full(count, np.nan), np.full(count, np.nan)
         self._status = ["UNSENT"] * count
         self._replies = [b""] * count
-        self._start = 0.0
+        self._start, self._is_stopped, self._planned = 0.0, False, count
+
+    def stop(self) -> None:
+        """Send nothing more: the run ends when what is in flight has been answered, and is about what was sent."""
+        self._is_stopped = True
 
     async def run(self, address: str, ready_s: float = READY_S, channels: int = 1) -> Sample:
         """One run; returns when every call has ended. Raises `ConnectionError` when no server answers within `ready_s`."""
@@ -176,6 +181,9 @@ class Generator:
             for number, at in enumerate(plan.at.tolist()):
                 if (wait := self._start + at - time.monotonic()) > 0:
                     await asyncio.sleep(wait)
+                if self._is_stopped:
+                    self._planned = number
+                    break
                 task = asyncio.create_task(self._send(number))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
@@ -225,28 +233,28 @@ class Generator:
         self._acknowledged[number], self._event[number] = time.time() * 1e3, at_ms
 
     def _sample(self, began_ms: float, cpu_share: float) -> Sample:
-        plan = self._plan
-        replies = [ranker_pb2.RankResponse.FromString(r) if r else None for r in self._replies]
-        newest = np.full(len(plan), np.nan)
+        plan, sent = self._plan, slice(self._planned)
+        replies = [ranker_pb2.RankResponse.FromString(r) if r else None for r in self._replies[sent]]
+        newest = np.full(len(replies), np.nan)
         for n, reply in enumerate(replies):
             if reply is not None and reply.newest_event_age_ms >= 0:
                 newest[n] = began_ms + self._sent[n] * 1e3 - reply.newest_event_age_ms
         return Sample(
-            at=plan.at,
-            sent=self._sent,
-            latency_s=self._latency,
-            deadline_s=plan.deadline_s,
-            candidates=plan.candidates,
-            user=plan.user,
-            status=self._status,
+            at=plan.at[sent],
+            sent=self._sent[sent],
+            latency_s=self._latency[sent],
+            deadline_s=plan.deadline_s[sent],
+            candidates=plan.candidates[sent],
+            user=plan.user[sent],
+            status=self._status[sent],
             rung=np.array([0 if r is None else r.rung for r in replies]),
             cached=np.array([r is not None and r.user_state_cached for r in replies]),
             newest_event_ms=newest,
-            acknowledged_ms=self._acknowledged,
-            event_ms=self._event,
+            acknowledged_ms=self._acknowledged[sent],
+            event_ms=self._event[sent],
             began_ms=began_ms,
             cpu_share=cpu_share,
-            replies=self._replies,
+            replies=self._replies[sent],
         )
 
 
@@ -289,6 +297,7 @@ def main() -> int:
     else:
         messages = rank_messages(plan, names, workload.items)
     generator = Generator(plan, messages, names, workload.items, arguments.event_prefix)
+    signal.signal(signal.SIGTERM, lambda number, frame: generator.stop())
     sample = uvloop.run(generator.run(arguments.server, channels=arguments.channels))
     if arguments.output is not None:
         sample.save(arguments.output)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,12 @@ def generate(
     keep_replies: bool = False,
     messages: Path | None = None,
     channels: int = 1,
+    started: Callable[[subprocess.Popen[str]], None] = lambda process: None,
 ) -> tuple[dict[str, Any], Sample, tuple[ranker_pb2.RankResponse | None, ...]]:
-    """The same to any address, a balancer's perhaps: the generator's summary and sample, and the replies if kept."""
+    """The same to any address, a balancer's perhaps: the generator's summary and sample, and the replies if kept.
+
+    `started` is told the process, which SIGTERM ends early and in order.
+    """
     with tempfile.TemporaryDirectory(prefix="kunlun-load-") as directory:
         sample, replies = Path(directory, "sample.npz"), Path(directory, "replies.bin")
         command = [sys.executable, "-m", "loadtest.openloop", "--server", address]
@@ -105,8 +110,15 @@ def generate(
         command += ["--replies", str(replies)] if keep_replies else []
         command += [] if messages is None else ["--messages", str(messages)]
         limit_s = workload.seconds + SLACK_S + workload.deadline_ms / 1e3
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=limit_s)
-        summary = json.loads(done.stdout.strip().splitlines()[-1])
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            started(process)
+            try:
+                output, _ = process.communicate(timeout=limit_s)
+            finally:
+                process.kill()  # if it still runs
+        if process.returncode != 0:
+            raise subprocess.CalledProcessError(process.returncode, command, output)
+        summary = json.loads(output.strip().splitlines()[-1])
         parsed = tuple(_read_replies(replies)) if keep_replies else ()
         return summary, Sample.load(sample), parsed
 

@@ -14,13 +14,11 @@ import openvino as ov
 
 from loadtest.bench import Bench
 from loadtest.pipeline import Pipeline
-from loadtest.scoreboard.figure import Row
+from loadtest.scoreboard.figure import LINES, Row
 from loadtest.scoreboard.rows import LATER, ROWS
 from model.cli.console import note
 
 RESULTS = Path("docs/results.md")
-LINES = "lines"
-"""Directory of the last result of every row, in the bench's working directory."""
 
 
 def main() -> int:

@@ -8,6 +8,9 @@ from typing import Any
 
 from loadtest.bench import Bench
 
+LINES = "lines"
+"""Directory of the last result of every row, in the bench's working directory."""
+
 
 @dataclass(frozen=True)
 class Figure:
