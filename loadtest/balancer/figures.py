@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.balancer.replicas import Replica
+from loadtest.balancer.replicas import LIMIT_S, Replica
 from loadtest.balancer.traffic import Balancer
 from loadtest.openloop.generator import Sample
 from loadtest.processes import wait_until
 from loadtest.prometheus_text import total
-
-LIMIT_S = 90.0
-"""For what must come; long, since machines may be busy."""
 
 
 def failures(sample: Sample) -> dict[str, int]:

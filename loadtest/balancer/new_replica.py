@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.balancer.figures import LIMIT_S, answered_by, common, wait_until_flowing
+from loadtest.balancer.figures import answered_by, common, wait_until_flowing
 from loadtest.balancer.haproxy import HAProxyProcess
-from loadtest.balancer.replicas import Replica
+from loadtest.balancer.replicas import LIMIT_S, Replica
 from loadtest.balancer.traffic import Balancer, Source
 
 CHANNELS = 12

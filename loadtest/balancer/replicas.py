@@ -20,6 +20,9 @@ from loadtest.store_process import store_process
 FEW_SHAPES = {"max_batch_candidates": 64, "max_batch_requests": 4, "max_batch_users": 2}
 """Quick to warm up: what is measured here is how replicas come and go."""
 
+LIMIT_S = 300.0
+"""For starting, stopping and being noticed; long, since machines may be busy."""
+
 
 class Replica:
     """One server; `address` stays when it is started again."""
@@ -43,11 +46,11 @@ class Replica:
 
     def wait_until_ready(self) -> None:
         """Until it says that it serves."""
-        self._server = self._process.wait_until_ready()
+        self._server = self._process.wait_until_ready(LIMIT_S)
 
     def stop(self) -> None:
         """SIGTERM, and wait until everything in flight is answered and the process has ended with status 0."""
-        self._process.stop(timeout_s=60)
+        self._process.stop(LIMIT_S)
 
     def kill(self) -> None:
         """End it at once, as a crash would."""

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.balancer.figures import LIMIT_S, answered_by, common, wait_until_flowing, wait_until_taken_in
-from loadtest.balancer.replicas import Replica
+from loadtest.balancer.figures import answered_by, common, wait_until_flowing, wait_until_taken_in
+from loadtest.balancer.replicas import LIMIT_S, Replica
 from loadtest.balancer.traffic import Balancer, Source
 from loadtest.processes import wait_until
 

@@ -15,7 +15,7 @@ from loadtest.openloop.generator import Sample
 from loadtest.openloop.run import generate
 from loadtest.openloop.workload import Workload
 
-DEADLINE_MS = 10_000.0
+DEADLINE_MS = 30_000.0
 """Generous: what is asked here is whether a call is lost."""
 
 

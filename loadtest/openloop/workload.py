@@ -8,6 +8,7 @@ Pure numpy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated
 
 import numpy as np
@@ -98,16 +99,25 @@ def of_length(plan: Plan, count: int, workload: Workload) -> Plan:
 
 def _candidate_counts(workload: Workload, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
     """Bounded Pareto counts whose mean is the workload's: the lower end is solved for."""
-    most = min(workload.candidates_max, workload.items)
-    if workload.candidates_mean >= most:
+    return bounded_pareto(
+        workload.candidates_mean, min(workload.candidates_max, workload.items), workload.candidates_tail, rng, count
+    )
+
+
+def bounded_pareto(mean: float, most: int, tail: float, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+    """Counts [count] from 1 to `most` of that mean; the smaller `tail`, the heavier."""
+    if mean >= most:
         return np.full(count, most)
-    low, high = 0.01, float(workload.candidates_mean)
+    return _quantile(rng.random(count), _lower_end(mean, most, tail), most, tail)
+
+
+@cache
+def _lower_end(mean: float, most: int, tail: float) -> float:
+    low, high = 0.01, float(mean)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if _mean(middle, most, workload.candidates_tail) < workload.candidates_mean else (low, middle)
-        )
-    return _quantile(rng.random(count), low, most, workload.candidates_tail)
+        low, high = (middle, high) if _mean(middle, most, tail) < mean else (low, middle)
+    return low
 
 
 def _quantile(u: NDArray[np.float64], low: float, high: int, tail: float) -> NDArray[np.int64]:

@@ -34,7 +34,9 @@ CLICK, CART = "click", "cart"
 
 
 @dataclass(frozen=True)
-class _Event:
+class SimulatedEvent:
+    """One event of a user (numbers of user and item); it happens at `time_ms` and is known from `arrival_ms` on."""
+
     event_id: str
     user: int
     type: str
@@ -43,7 +45,7 @@ class _Event:
     arrival_ms: int
 
 
-class _Histories:
+class Histories:
     """Every user's events by type in arrival order, appended to as the simulation goes on."""
 
     def __init__(self, config: SyntheticConfig, schema: Schema) -> None:
@@ -52,7 +54,7 @@ class _Histories:
         }
         self._caps = {e.name: e.cap for e in schema.events}
 
-    def add(self, event: _Event, category: int) -> None:
+    def add(self, event: SimulatedEvent, category: int) -> None:
         rows = self._arrivals[event.type][event.user]
         bisect.insort(rows, (category, event.time_ms, event.arrival_ms), key=lambda row: row[2])
 
@@ -117,7 +119,7 @@ class _Simulated:
     items: NDArray[np.int64]
     clicked: NDArray[np.bool_]
     observed: Observed
-    events: list[_Event]
+    events: list[SimulatedEvent]
     event_of: NDArray[np.int64]  # number of the request that each event followed
 
 
@@ -132,12 +134,12 @@ def _simulate(
     progress: Callable[[int], None] = lambda done: None,
 ) -> _Simulated:
     """Simulate the requests `numbers` of all `users` [·] and `times` [·], which are in time order."""
-    histories, seen = _Histories(config, schema), Observations(config)
+    histories, seen = Histories(config, schema), Observations(config)
     places = {n: position_logits(config, n) for n in range(config.min_shown, config.max_shown + 1)}
     surfaces: list[int] = []
     items: list[NDArray[np.int64]] = []
     clicked: list[NDArray[np.bool_]] = []
-    events: list[_Event] = []
+    events: list[SimulatedEvent] = []
     event_of: list[int] = []
     for done, number in enumerate(numbers.tolist(), 1):
         user, now_ms = int(users[number]), int(times[number])
@@ -250,13 +252,13 @@ def _arrivals(config: SyntheticConfig, world: World, rng: np.random.Generator) -
 
 def _consequences(
     config: SyntheticConfig, rng: np.random.Generator, click_id: str, user: int, item: int, now_ms: int
-) -> list[_Event]:
+) -> list[SimulatedEvent]:
     """A click some seconds after the request, and sometimes a cart after it; each arrives after its own delay."""
     clicked_ms = now_ms + 1_000 + int(rng.exponential(8_000))
-    events = [_Event(click_id, user, CLICK, item, clicked_ms, clicked_ms + _delay_ms(config, rng))]
+    events = [SimulatedEvent(click_id, user, CLICK, item, clicked_ms, clicked_ms + _delay_ms(config, rng))]
     if rng.random() < config.cart_share:
         cart_ms = clicked_ms + 1_000 + int(rng.exponential(10_000))
-        events.append(_Event(f"{click_id}/cart", user, CART, item, cart_ms, cart_ms + _delay_ms(config, rng)))
+        events.append(SimulatedEvent(f"{click_id}/cart", user, CART, item, cart_ms, cart_ms + _delay_ms(config, rng)))
     return events
 
 
@@ -288,7 +290,7 @@ def _entity_tables(world: World) -> dict[LogFile, dict[str, Any]]:
     return {LogFile.ITEMS: items, LogFile.USERS: {"user_id": [user_name(u) for u in range(len(segments))], "segment": segments}}
 
 
-def _event_table(world: World, events: list[_Event]) -> dict[str, list[Any]]:
+def _event_table(world: World, events: list[SimulatedEvent]) -> dict[str, list[Any]]:
     categories = [category_name(world.item_category[e.item]) for e in events]
     table: dict[str, list[Any]] = {
         "event_id": [e.event_id for e in events],
@@ -304,7 +306,7 @@ def _event_table(world: World, events: list[_Event]) -> dict[str, list[Any]]:
 
 
 def _info(
-    config: SyntheticConfig, users: NDArray[np.int64], requests: dict[str, list[Any]], events: list[_Event]
+    config: SyntheticConfig, users: NDArray[np.int64], requests: dict[str, list[Any]], events: list[SimulatedEvent]
 ) -> dict[str, Any]:
     return {
         "source": {"kind": "synthetic", "parameters": asdict(config)},

@@ -1,0 +1,64 @@
+"""Load with Locust: `locust -f loadtest/locustfile.py --host HOST:PORT --world runs/bench/data`; see docs/loadtesting.md.
+
+Locust users are sources of calls: as many of them as calls per second (`--rate-per-user 1`). Give a shape with another `-f`:
+`-f loadtest/locustfile.py,loadtest/swarm/ramp.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc.experimental.gevent
+from locust import events
+from locust.env import Environment
+from locust.runners import MasterRunner, WorkerRunner
+
+from loadtest.swarm.measures import KEY, keep_three_figures
+from loadtest.swarm.options import add_options
+from loadtest.swarm.report import report, write_report
+from loadtest.swarm.users import OpenLoopUser, Passerby, Visitor, Worker
+
+__all__ = ["Passerby", "Visitor"]
+
+grpc.experimental.gevent.init_gevent()  # before the first channel
+keep_three_figures()
+events.init_command_line_parser.add_listener(add_options)
+
+
+@events.init.add_listener
+def on_init(environment: Environment, **_: Any) -> None:
+    """Join the parts of one process together."""
+    worker, runner = Worker(environment), environment.runner
+    OpenLoopUser.worker = worker
+
+    @environment.events.test_start.add_listener
+    def on_test_start(environment: Environment, **_: Any) -> None:
+        worker.measures.clear()
+        if not isinstance(runner, MasterRunner):
+            worker.begin()
+
+    @environment.events.test_stop.add_listener
+    def on_test_stop(environment: Environment, **_: Any) -> None:
+        if not isinstance(runner, MasterRunner):
+            worker.end()
+
+    @environment.events.report_to_master.add_listener
+    def on_report_to_master(client_id: str, data: dict[str, Any]) -> None:
+        data[KEY] = worker.measures.take()
+
+    @environment.events.worker_report.add_listener
+    def on_worker_report(client_id: str, data: dict[str, Any]) -> None:
+        worker.measures.add(data[KEY])
+
+    if isinstance(runner, WorkerRunner):
+        return
+    found: dict[str, Any] = {}
+
+    @environment.events.quitting.add_listener
+    def on_quitting(environment: Environment, **_: Any) -> None:
+        found.update(report(environment, worker.measures, worker.capacity))
+        environment.process_exit_code = 0 if found["ok"] else 1
+
+    @environment.events.quit.add_listener
+    def on_quit(exit_code: int, **_: Any) -> None:
+        write_report(found, worker.options.report)

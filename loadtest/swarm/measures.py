@@ -1,0 +1,86 @@
+"""What a run measures beside Locust's own statistics, gathered in workers and added up at the master.
+
+Stages of a Rank (as the server reports them) and the generator's own lateness are rows of Locust's statistics with the type
+`stage`, outside its totals: they show up in the web UI, the CSV files and the HTML report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import locust.stats
+import numpy as np
+from locust.env import Environment
+from numpy.typing import NDArray
+
+from model.metrics.normalized_entropy import NEState
+
+GRPC, STAGE = "grpc", "stage"
+SEND_LAG = "send_lag"
+"""How much later than drawn a call was sent."""
+
+KEY = "kunlun"
+
+
+@dataclass
+class Measures:
+    """`served`, `truth`: NE of what the server predicted and of the true probabilities, on the same clicks.
+
+    `seconds`: Ranks that were due and those that missed the bound or failed, by second of the wall clock.
+    """
+
+    served: NEState = field(default_factory=NEState)
+    truth: NEState = field(default_factory=NEState)
+    seconds: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.served, self.truth = NEState(), NEState()
+        self.seconds.clear()
+
+    def impressions(self, served: NDArray[np.floating], truth: NDArray[np.floating], clicked: NDArray[np.bool_]) -> None:
+        """One list that was looked at: probabilities by the server and in truth, and the clicks, all [N]."""
+        self.served += NEState.of(served, clicked)
+        self.truth += NEState.of(truth, clicked)
+
+    def due(self, second: int, *, missed: bool) -> None:
+        """One Rank."""
+        counts = self.seconds[second]
+        counts[0] += 1
+        counts[1] += missed
+
+    def take(self) -> dict[str, Any]:
+        """Everything since the last call, as plain values."""
+        seconds = {str(second): counts for second, counts in self.seconds.items()}
+        taken = {"served": asdict(self.served), "truth": asdict(self.truth), "seconds": seconds}
+        self.clear()
+        return taken
+
+    def add(self, taken: dict[str, Any]) -> None:
+        """What a worker took."""
+        self.served += NEState(**taken["served"])
+        self.truth += NEState(**taken["truth"])
+        for second, (due, missed) in taken["seconds"].items():
+            counts = self.seconds[int(second)]
+            counts[0] += due
+            counts[1] += missed
+
+
+def three_figures(response_time: float) -> float:
+    """Locust keeps response times rounded to whole milliseconds, too coarse here: three significant digits."""
+    if response_time <= 0:
+        return 0.0
+    return round(response_time, 2 - math.floor(math.log10(response_time)))
+
+
+def keep_three_figures() -> None:
+    """From now on, in this process."""
+    locust.stats.bucket_response_time = three_figures  # type: ignore[assignment]
+
+
+def observe_stage(environment: Environment, stage: str, ms: float) -> None:
+    """One stage of one Rank."""
+    environment.stats.entries[(stage, STAGE)].log(ms, 0)  # type: ignore[arg-type]
