@@ -6,17 +6,23 @@ Locust users are sources of calls: as many of them as calls per second (`--rate-
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import gevent
 import grpc.experimental.gevent
 from locust import events
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest.swarm.measures import KEY, keep_three_figures
+from loadtest.swarm.measures import KEY
 from loadtest.swarm.options import add_options
 from loadtest.swarm.report import report, write_report
+from loadtest.swarm.rows import GRPC, keep_three_figures
 from loadtest.swarm.users import OpenLoopUser, Passerby, Visitor, Worker
+
+FINISH, FINISHED = "kunlun_finish", "kunlun_finished"
+LEEWAY_S = 30.0
 
 __all__ = ["Passerby", "Visitor"]
 
@@ -51,7 +57,36 @@ def on_init(environment: Environment, **_: Any) -> None:
         worker.measures.add(data[KEY])
 
     if isinstance(runner, WorkerRunner):
+
+        def on_finish(environment: Environment, msg: Any, **_: Any) -> None:
+            worker.finish()
+            runner._send_stats()  # in order before the message that follows
+            runner.send_message(FINISHED)
+
+        runner.register_message(FINISH, on_finish)
         return
+
+    if isinstance(runner, MasterRunner):
+        finished: set[str] = set()
+        runner.register_message(FINISHED, lambda environment, msg, **_: finished.add(msg.node_id))
+
+        @environment.events.test_stopping.add_listener
+        def on_test_stopping(environment: Environment, **_: Any) -> None:
+            """Locust waits half a second for workers' last figures: visits take longer."""
+            finished.clear()
+            runner.send_message(FINISH)
+            deadline = time.monotonic() + worker.patience_s + LEEWAY_S
+            while not {client.id for client in runner.clients.all} <= finished and time.monotonic() < deadline:
+                gevent.sleep(0.1)
+
+    @environment.events.request.add_listener
+    @environment.events.worker_report.add_listener
+    def on_progress(**_: Any) -> None:
+        most, ranks = worker.options.max_ranks, environment.stats.entries.get(("Rank", GRPC))
+        if most and ranks is not None and ranks.num_requests >= most and not worker.is_over:
+            worker.is_over = True
+            gevent.spawn(environment.runner.quit)  # type: ignore[union-attr]
+
     found: dict[str, Any] = {}
 
     @environment.events.quitting.add_listener

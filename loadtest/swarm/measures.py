@@ -1,8 +1,4 @@
-"""What a run measures beside Locust's own statistics, gathered in workers and added up at the master.
-
-Stages of a Rank (as the server reports them) and the generator's own lateness are rows of Locust's statistics with the type
-`stage`, outside its totals: they show up in the web UI, the CSV files and the HTML report.
-"""
+"""What a run measures beside Locust's own statistics, gathered in workers and added up at the master. Imports no Locust."""
 
 from __future__ import annotations
 
@@ -11,16 +7,10 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import locust.stats
 import numpy as np
-from locust.env import Environment
 from numpy.typing import NDArray
 
 from model.metrics.normalized_entropy import NEState
-
-GRPC, STAGE = "grpc", "stage"
-SEND_LAG = "send_lag"
-"""How much later than drawn a call was sent."""
 
 KEY = "kunlun"
 
@@ -74,13 +64,3 @@ def three_figures(response_time: float) -> float:
     if response_time <= 0:
         return 0.0
     return round(response_time, 2 - math.floor(math.log10(response_time)))
-
-
-def keep_three_figures() -> None:
-    """From now on, in this process."""
-    locust.stats.bucket_response_time = three_figures  # type: ignore[assignment]
-
-
-def observe_stage(environment: Environment, stage: str, ms: float) -> None:
-    """One stage of one Rank."""
-    environment.stats.entries[(stage, STAGE)].log(ms, 0)  # type: ignore[arg-type]

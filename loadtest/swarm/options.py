@@ -22,6 +22,7 @@ def add_options(parser: ArgumentParser, **_: Any) -> None:
     group.add_argument("--item-count", type=int, default=400, help="items i0, i1, … of class RankOnly (default: 400)")
     group.add_argument("--shown", type=int, default=10, help="items of a list that are looked at (default: 10)")
     group.add_argument("--call-timeout-ms", type=float, default=1000.0, help="deadline of a call (default: 1000)")
+    group.add_argument("--max-ranks", type=int, default=0, help="end the run after so many Ranks; 0: by its time (default: 0)")
     group.add_argument("--load-seed", type=int, default=0, help="of everything that is drawn (default: 0)")
     group.add_argument("--slo-p50-ms", type=float, default=0.0, help="bound on the median of Rank; 0: none (default: 0)")
     group.add_argument("--slo-p99-ms", type=float, default=0.0, help="bound on the 99th percentile of Rank (default: 0)")

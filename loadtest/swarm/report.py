@@ -12,7 +12,8 @@ from locust.stats import StatsEntry
 
 from loadtest.openloop.capacity import Capacity
 from loadtest.openloop.generator import LATE_MS
-from loadtest.swarm.measures import GRPC, SEND_LAG, STAGE, Measures
+from loadtest.swarm.measures import Measures
+from loadtest.swarm.rows import GRPC, SEND_LAG, STAGE
 
 QUANTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99}
 

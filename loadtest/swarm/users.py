@@ -20,9 +20,10 @@ from locust.env import Environment
 from kunlun.client import Client, KunlunError, Outcome
 from loadtest.openloop.capacity import Capacity
 from loadtest.swarm.arrivals import BLOCK_S, Arrival, arrivals
-from loadtest.swarm.measures import GRPC, SEND_LAG, Measures, observe_stage
+from loadtest.swarm.measures import Measures
 from loadtest.swarm.options import workload_of
 from loadtest.swarm.population import CART_SHARE, Population
+from loadtest.swarm.rows import GRPC, SEND_LAG, observe_stage
 from model.data.synthetic import CART, CLICK
 
 T = TypeVar("T")
@@ -42,10 +43,12 @@ class Worker:
         self.client: Client | None = None
         self.population: Population | None = None
         self.capacity: Capacity | None = None
+        self.is_over = False
 
     def begin(self) -> None:
         """Connect, and introduce this worker's people if there is a world."""
         options, index = self.options, getattr(self.environment.runner, "worker_index", 0)
+        self.is_over = False
         self.number, self.client = 0, Client(self.environment.host or "", timeout_s=options.call_timeout_ms / 1e3, retries=0)
         self.rng = np.random.default_rng((options.load_seed, index))
         self.client.health(timeout_s=CONNECT_S)  # connects, so that no call has to
@@ -55,9 +58,19 @@ class Worker:
             with Client(self.environment.host or "", timeout_s=60) as patient:
                 self.population.introduce(patient, options.history_mean)
 
+    @property
+    def patience_s(self) -> float:
+        """For visits under way to end."""
+        return float(3 * self.options.call_timeout_ms / 1e3 + 20 * THINK_S)
+
+    def finish(self) -> None:
+        """Begin no more visits, and wait for those under way."""
+        self.is_over = True
+        self.visits.join(timeout=self.patience_s)
+
     def end(self) -> None:
-        """Wait for the calls under way, and disconnect."""
-        self.visits.join(timeout=2 * self.options.call_timeout_ms / 1e3 + 10 * THINK_S)
+        """The same, and disconnect."""
+        self.finish()
         if self.client is not None:
             self.client.close()
 
@@ -110,7 +123,8 @@ class OpenLoopUser(User):
         due = self._began + arrival.at
         if (wait_s := due - time.monotonic()) > 0:
             gevent.sleep(wait_s)
-        self.worker.visits.spawn(self.visit, arrival, due)
+        if not self.worker.is_over:
+            self.worker.visits.spawn(self.visit, arrival, due)
 
     def wait(self) -> None:
         """Not between tasks: the arrivals are the waiting."""

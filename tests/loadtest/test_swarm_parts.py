@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,11 @@ def world(tmp_path: Path) -> Path:
     (tmp_path / "dataset.json").write_text(json.dumps({"source": source}))
     (tmp_path / "schema.yaml").write_text(yaml.safe_dump(synthetic_schema().model_dump(mode="json")))
     return tmp_path
+
+
+def test_nothing_imported_here_imports_locust() -> None:
+    """It replaces threads and sockets by gevent's at import, in the whole process."""
+    assert "locust" not in sys.modules
 
 
 def test_arrivals_go_on_at_the_rate_and_are_the_same_for_the_same_seed() -> None:
@@ -101,6 +107,7 @@ def test_the_truth_follows_what_the_server_was_told(world: Path) -> None:
         assert not np.allclose(stranger, known), "a history changes the truth"
         now_ms = int(time.time() * 1e3)
         people.record(client, [(0, CLICK, 5, now_ms - 1), (0, CART, 5, now_ms)])
+        time.sleep(0.005)  # what arrived in a millisecond is visible from the next one on
         assert not np.allclose(known, people.probabilities(0, items, 0, 10)), "and so does a click"
         lists = [people.probabilities(person, items, 0, 10) for person in range(20)]
     assert 0.02 < float(np.mean(lists)) < 0.6
