@@ -49,7 +49,7 @@ SEED, BOUND = 20_261_126, 1e-5
 GPU_ONLY = (
     "running an engine: parity per layer and end to end, latency with and without CUDA graphs, refit, rank flips and NE of 16 "
     "bits, memory (`make gpu-check` on a machine with TensorRT)",
-    "what TensorRT's own builder makes of the graphs: the parser here is that of TensorRT for RTX, which shares its code",
+    "what TensorRT's own builder makes of the graphs: parser and builder here are those of TensorRT for RTX",
 )
 
 Arrays = Mapping[str, NDArray[Any]]
