@@ -23,6 +23,11 @@ NEEDS_TENSORRT = "serving.engines.tensorrt.nvidia"
 ROOMS = {name: ROOT / "proto" / "kunlun" if name == "kunlun" else ROOT / name for name in ALLOWED}
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), "pytest imports test files by their bare names"
+
+
 def imported(file: Path) -> set[str]:
     """Absolute names of every module a file imports, anywhere in it."""
     names: set[str] = set()
