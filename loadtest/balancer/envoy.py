@@ -70,7 +70,7 @@ def envoy(workdir: Path, replicas: Sequence[str]) -> Iterator[EnvoyProcess]:
     names = [listener["name"] for listener in config["static_resources"]["listeners"]]
     admin, *free = free_ports(1 + len(names))
     ports = dict(zip(names, free, strict=True))
-    _relocate(config, ports, admin, replicas)
+    relocate(config, ports, admin, replicas, RANKERS)
     with run_envoy(workdir, config):
         running = EnvoyProcess(ports, admin)
         yield running
@@ -112,13 +112,15 @@ def run_envoy(workdir: Path, config: dict[str, Any]) -> Iterator[None]:
             process.wait()
 
 
-def _relocate(config: dict[str, Any], ports: dict[str, int], admin: int, replicas: Sequence[str]) -> None:
-    """Loopback addresses in place of those of a deployment."""
+def relocate(
+    config: dict[str, Any], ports: dict[str, int], admin: int, upstreams: Sequence[str], clusters: Sequence[str]
+) -> None:
+    """Loopback addresses in place of those of a deployment: listeners by name, and `upstreams` in `clusters`."""
     for listener in config["static_resources"]["listeners"]:
         listener["address"]["socket_address"] = {"address": LOOPBACK, "port_value": ports[listener["name"]]}
     config["admin"]["address"]["socket_address"]["port_value"] = admin
     for cluster in config["static_resources"]["clusters"]:
-        addresses = replicas if cluster["name"] in RANKERS else [f"{LOOPBACK}:{admin}"]
+        addresses = upstreams if cluster["name"] in clusters else [f"{LOOPBACK}:{admin}"]
         cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [_endpoint(address) for address in addresses]}]
 
 
