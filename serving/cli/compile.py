@@ -16,6 +16,8 @@ from serving.core.options import CoreOptions
 from serving.engines.cache import default_cache
 from serving.engines.open import TARGETS, BuiltEngine, build_engine
 
+DEFAULTS = {"target": "openvino", "precision": "auto", "cache": None, "threads": 1, "fused_block": False}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -23,11 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, help="a server's YAML file, in place of all the rest: compile what it will serve"
     )
-    parser.add_argument("--target", choices=TARGETS, default="openvino", help="engine to compile for (default: openvino)")
+    parser.set_defaults(**DEFAULTS)
+    parser.add_argument("--target", choices=TARGETS, help="engine to compile for (default: openvino)")
     precision = "auto: bf16 where the CPU has it, and on GPUs; f16 for GPUs only"
-    parser.add_argument("--precision", choices=("auto", "f32", "f16", "bf16"), default="auto", help=precision)
+    parser.add_argument("--precision", choices=("auto", "f32", "f16", "bf16"), help=precision)
     parser.add_argument("--cache", type=Path, help="engine cache (default: <repository>/.engines)")
-    parser.add_argument("--threads", type=int, default=1, help="threads per engine slot (default: 1)")
+    parser.add_argument("--threads", type=int, help="threads per engine slot (default: 1)")
     parser.add_argument("--fused-block", action="store_true", help="PFFN blocks as one operation; needs a C++ compiler")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -70,6 +73,9 @@ def _as_served(arguments: argparse.Namespace) -> CoreOptions:
     """Take everything from a server's configuration, so that `kunlun serve` with it finds the engine."""
     if arguments.artifact is not None:
         raise UsageError(f"--config: expected no artifact beside it, found {arguments.artifact}")
+    for flag, default in DEFAULTS.items():
+        if (found := getattr(arguments, flag)) != default:
+            raise UsageError(f"--config: expected no --{flag.replace('_', '-')} beside it, found {found}")
     try:
         config = load_config(arguments.config, {})
         arguments.artifact = artifact_path(config)

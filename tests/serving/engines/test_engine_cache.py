@@ -129,6 +129,8 @@ def test_compile_command_compiles_what_a_server_will_serve(
     config.write_text(f"repository: {repository}\nengine_cache: {tmp_path / 'engines'}\nprecision: f32\n")
     assert main(["compile", str(artifact.path), "--config", str(config)]) == 2
     assert f"--config: expected no artifact beside it, found {artifact.path}" in capsys.readouterr().err
+    assert main(["compile", "--config", str(config), "--threads", "2"]) == 2
+    assert "--config: expected no --threads beside it, found 2" in capsys.readouterr().err
     assert main(["compile"]) == 2
     assert "artifact: expected a version directory, or --config, found neither" in capsys.readouterr().err
     assert main(["compile", "--config", str(config), "--json"]) == 0
