@@ -170,7 +170,7 @@ def test_refusals_of_dtypes_backends_and_the_block() -> None:
         gdpa(q.half(), k, v, PARAMS, jagged)
     with pytest.raises(ValueError, match=r"backend 'triton': expected float32, float16 or bfloat16, found torch.float64"):
         gdpa(q.double(), k.double(), v.double(), PARAMS, jagged, backend="triton")
-    with pytest.raises(ValueError, match=r"backend: expected one of auto, triton, aot, reference, found 'cuda'"):
+    with pytest.raises(ValueError, match=r"backend: expected one of auto, triton, aot, reference, onnx, found 'cuda'"):
         gdpa(q, k, v, PARAMS, jagged, backend="cuda")
     with pytest.raises(ValueError, match="found window = 3, shared_q = False; use gdpa"):
         pffn(q, k, v, PARAMS, replace(jagged, window=3))
