@@ -8,10 +8,10 @@ from loadtest.bench import Bench
 from loadtest.scoreboard.figure import Figure, Row
 from model.cli.console import note
 
-CALLS, RATE = 101_000, 150.0
+CALLS, RATE = 101_000, 75.0
 """A Poisson count of that mean is above 10⁵ but in one of a thousand runs."""
 
-HAPROXY_CALLS = 20_000
+HAPROXY_CALLS = 10_000
 
 
 def rolling_restart_drops_nothing(bench: Bench) -> Figure:
