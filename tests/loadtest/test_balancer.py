@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,12 @@ from loadtest.openloop.messages import write_messages
 from loadtest.openloop.workload import Workload
 from model.artifact import Artifact
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "KUNLUN_TEST_BALANCING" not in os.environ, reason="needs a machine of its own for minutes: make balancer-check runs it"
+    ),
+]
 ITEMS = list(range(1, 9))
 BIDS = {"bid": [1.0] * len(ITEMS)}
 RATE, CALLS = 8.0, 4000
