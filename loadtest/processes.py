@@ -111,6 +111,16 @@ def serving(arguments: Sequence[str], workdir: Path, timeout_s: float = 120) -> 
         process.close()
 
 
+def end(process: subprocess.Popen[Any], timeout_s: float = 10) -> None:
+    """SIGTERM, and SIGKILL for what has not ended after that time."""
+    process.terminate()
+    try:
+        process.wait(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def wait_until(condition: Callable[[], bool], else_say: str, limit_s: float) -> None:
     """Wait for something that must come; raises `TimeoutError`."""
     deadline = time.monotonic() + limit_s

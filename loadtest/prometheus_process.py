@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from loadtest.processes import wait_until
+from loadtest.processes import end, wait_until
 
 RULES = Path(__file__).parents[1] / "deploy" / "prometheus"
 """Directory of the ``*.rules.yaml`` that we ship."""
@@ -88,9 +88,4 @@ def prometheus(directory: Path, targets: Sequence[str], window: str) -> Iterator
         time.sleep(2)  # every counter has been seen at 0
         yield running
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from loadtest.balancer.replicas import free_ports
-from loadtest.processes import wait_until
+from loadtest.processes import end, wait_until
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "envoy" / "envoy.yaml"
 LOOPBACK = "127.0.0.1"
@@ -104,12 +104,7 @@ def run_envoy(workdir: Path, config: dict[str, Any]) -> Iterator[None]:
         wait_until(is_live, "envoy did not start", 60)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 def relocate(

@@ -59,12 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     print(json.dumps(_report(built)) if arguments.json else _text(built))
     if built.path is None:
-        print(
-            f"kunlun compile: parity: expected errors of at most {built.parity.gate:g} (probability) and "
-            f"{built.parity.state_gate:g} (state), found {built.parity.max_probability_error:.3g} and "
-            f"{built.parity.max_state_error:.3g}; nothing was published",
-            file=sys.stderr,
-        )
+        print(f"kunlun compile: {built.parity.complaint()}", file=sys.stderr)
         return 1
     return 0
 

@@ -70,6 +70,13 @@ class ParityFigures(StrictModel):
         """Both below their gates (states relative to their largest value); NaN fails."""
         return self.max_probability_error <= self.gate and self.max_state_error <= self.state_gate
 
+    def complaint(self) -> str:
+        """What was expected and found, for somebody whose engine did not pass."""
+        return (
+            f"parity: expected errors of at most {self.gate:g} (probability) and {self.state_gate:g} (state), found "
+            f"{self.max_probability_error:.3g} and {self.max_state_error:.3g}; nothing was published"
+        )
+
 
 class EngineManifest(StrictModel):
     """What a cache entry says about itself."""
