@@ -22,6 +22,11 @@ Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 SPARE_AFTER_S = 0.01
 LEAST_PRIORITY = 19
+BESIDE = "-beside"
+BESIDE_GRACE_S = 1.0
+"""How long `close` waits for what a slot's helper is at: a compiler cannot be interrupted, and at the least priority
+on a busy machine one shape takes it minutes."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -65,7 +70,7 @@ class EngineSlot(Generic[Task, Outcome]):
         self._tasks.put(task)
 
     async def close(self) -> None:
-        """Finish what was submitted and end the thread."""
+        """Finish what was submitted and end the thread; work beside it may be left at its last step (`is_busy_beside`)."""
         self._tasks.put(None)
         if self._thread.is_alive():
             await asyncio.get_running_loop().run_in_executor(None, self._join)
@@ -73,7 +78,7 @@ class EngineSlot(Generic[Task, Outcome]):
     def _join(self) -> None:
         self._thread.join()
         if self._helper is not None and self._helper.ident is not None:
-            self._helper.join()
+            self._helper.join(BESIDE_GRACE_S)
 
     def _main(self) -> None:
         try:
@@ -81,7 +86,7 @@ class EngineSlot(Generic[Task, Outcome]):
                 os.sched_setaffinity(0, {self._cpu})  # of this thread alone
             session = self._engine.open_session()
             self._warm(session)
-            self._helper = threading.Thread(target=self._do_beside, args=(session,), name=f"{self._thread.name}-beside")
+            self._helper = threading.Thread(target=self._do_beside, args=(session,), name=f"{self._thread.name}{BESIDE}")
         except Exception as error:
             self._call(self._ready_failed, error)
             return
@@ -129,3 +134,8 @@ class EngineSlot(Generic[Task, Outcome]):
     def _ready_failed(self, error: Exception) -> None:
         if not self._ready.done():
             self._ready.set_exception(error)
+
+
+def is_busy_beside() -> bool:
+    """Whether a closed slot's helper is still at work; the interpreter would wait for it."""
+    return any(thread.name.endswith(BESIDE) for thread in threading.enumerate())

@@ -116,8 +116,8 @@ class TensorRtSession:
         return {spec.name: lane.made[spec.name][: sizes[str(spec.shape[0])]].copy() for spec in built}
 
     def close(self) -> None:
-        """Free everything that the session holds on its device."""
-        with self._lock:
+        """Free everything that the session holds on its device, once the bucket that is being prepared is there."""
+        with self._opening, self._lock:
             while self._lanes:
                 self._close(self._lanes.popitem()[1])
             for address in self._memory:

@@ -1,0 +1,81 @@
+"""Engine slots: closing one waits for what was submitted, and not for the shape that its helper is at."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+
+from serving.core import slots
+from serving.core.slots import EngineSlot, is_busy_beside
+
+LIMIT_S = 60
+
+
+class OneSession:
+    """An engine whose sessions do nothing."""
+
+    name = precision = fault = ""
+    entry: Any = None
+    device_peak_flops = 0.0
+
+    def open_session(self) -> OneSession:
+        return self
+
+    def prepare(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> None: ...
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def close(self) -> None: ...
+
+
+def test_closing_finishes_what_was_submitted_and_leaves_the_helper_at_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "BESIDE_GRACE_S", 0.01)
+    compiled, done, at_work = threading.Event(), list[tuple[int, Any]](), threading.Event()
+
+    def compiles(_: object) -> None:
+        at_work.set()
+        assert compiled.wait(LIMIT_S)
+
+    async def close() -> None:
+        loop = asyncio.get_running_loop()
+        slot: EngineSlot[int, int] = EngineSlot(
+            OneSession(), loop, lambda _, task: 2 * task, lambda _, task, outcome: done.append((task, outcome)), 0
+        )
+        await slot.start(lambda _: None, beside=compiles)
+        assert await asyncio.to_thread(at_work.wait, LIMIT_S)
+        for task in range(3):
+            slot.submit(task)
+        await asyncio.wait_for(slot.close(), LIMIT_S)
+
+    asyncio.run(close())
+    assert done == [(0, 0), (1, 2), (2, 4)]
+    assert is_busy_beside()
+    compiled.set()
+    for thread in threading.enumerate():
+        if thread.name.endswith(slots.BESIDE):
+            thread.join(LIMIT_S)
+    assert not is_busy_beside()
+
+
+def test_a_stopped_process_does_not_wait_for_a_shape_that_is_being_compiled() -> None:
+    program = """
+import argparse, asyncio, threading
+from serving.cli.process import run_until_stopped
+from serving.core.slots import BESIDE
+
+async def work():
+    threading.Thread(target=threading.Event().wait, name=f"engine-slot-0{BESIDE}").start()
+    print("closed")
+
+raise SystemExit(run_until_stopped(argparse.Namespace(log_level="info"), work))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "closed\n"), ended.stderr
