@@ -26,6 +26,11 @@ class Arrival:
     items: NDArray[np.int64]
 
 
+def source_seed(load_seed: int, worker: int, number: int) -> int:
+    """Of the first block of a source, the `number`-th of a worker (from 1); block n has the seed n higher."""
+    return int(np.random.SeedSequence((load_seed, worker, number)).generate_state(1)[0])
+
+
 def arrivals(workload_at: Callable[[int], Workload]) -> Iterator[Arrival]:
     """Without end; `workload_at(block)` must differ from block to block in its seed alone."""
     start, block = 0.0, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,20 +22,22 @@ def command(arguments: Sequence[str], *more: Path) -> list[str]:
     return [sys.executable, "-m", "locust", "-f", files, *arguments]
 
 
-def headless(address: str, users: int, seconds: float, arguments: Sequence[str], *more: Path) -> tuple[int, dict[str, Any]]:
-    """One run without the web UI; exit status, and the closing JSON object. Raises `RuntimeError` when there is none."""
+def headless(
+    address: str, users: int, seconds: float, arguments: Sequence[str], *more: Path, cpu: int | None = None
+) -> tuple[int, dict[str, Any]]:
+    """One run without the web UI, pinned to `cpu`: exit status and closing JSON object; raises `RuntimeError` without one."""
     with tempfile.TemporaryDirectory(prefix="kunlun-locust-") as directory:
         file = Path(directory, "report.json")
         common = ["--headless", "--host", address, "-u", str(users), "-r", str(users), "-t", f"{seconds:g}s", "--only-summary"]
-        run = subprocess.run(
-            command([*common, "--report", str(file), *arguments], *more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=seconds + SLACK_S,
-            check=False,
-        )
+        line = command([*common, "--report", str(file), *arguments], *more)
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            if cpu is not None:
+                os.sched_setaffinity(process.pid, {cpu})  # before it has threads, which have their starter's
+            try:
+                output, _ = process.communicate(timeout=seconds + SLACK_S)
+            finally:
+                process.kill()  # if it still runs
         if not file.exists():
-            raise RuntimeError(f"locust ended with status {run.returncode} and no report:\n{run.stdout[-2000:]}")
+            raise RuntimeError(f"locust ended with status {process.returncode} and no report:\n{output[-2000:]}")
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return run.returncode, report
+        return process.returncode, report

@@ -19,7 +19,7 @@ from locust.env import Environment
 
 from kunlun.client import Client, KunlunError, Outcome
 from loadtest.openloop.capacity import Capacity
-from loadtest.swarm.arrivals import BLOCK_S, Arrival, arrivals
+from loadtest.swarm.arrivals import BLOCK_S, Arrival, arrivals, source_seed
 from loadtest.swarm.measures import Measures
 from loadtest.swarm.options import workload_of
 from loadtest.swarm.population import CART_SHARE, Population
@@ -110,10 +110,10 @@ class OpenLoopUser(User):
         """Draw the arrivals."""
         worker, self._began = self.worker, time.monotonic()
         worker.number += 1
-        index, seed = getattr(self.environment.runner, "worker_index", 0), worker.options.load_seed
-        words = np.random.SeedSequence((seed, index, worker.number)).generate_state(1)
+        index = getattr(self.environment.runner, "worker_index", 0)
+        seed = source_seed(worker.options.load_seed, index, worker.number)
         self._arrivals: Iterator[Arrival] = arrivals(
-            lambda block: workload_of(worker.options, int(words[0]) + block, BLOCK_S, items=self.item_count())
+            lambda block: workload_of(worker.options, seed + block, BLOCK_S, items=self.item_count())
         )
 
     @task
