@@ -19,7 +19,8 @@ from loadtest.swarm.measures import KEY
 from loadtest.swarm.options import add_options
 from loadtest.swarm.report import report, write_report
 from loadtest.swarm.rows import GRPC, keep_three_figures
-from loadtest.swarm.users import OpenLoopUser, Passerby, Visitor, Worker
+from loadtest.swarm.users import OpenLoopUser, Passerby, Visitor
+from loadtest.swarm.worker import Worker
 
 FINISH, FINISHED = "kunlun_finish", "kunlun_finished"
 LEEWAY_S = 30.0
@@ -39,6 +40,7 @@ def on_init(environment: Environment, **_: Any) -> None:
 
     @environment.events.test_start.add_listener
     def on_test_start(environment: Environment, **_: Any) -> None:
+        worker.is_over = False
         worker.measures.clear()
         if not isinstance(runner, MasterRunner):
             worker.begin()
@@ -55,6 +57,9 @@ def on_init(environment: Environment, **_: Any) -> None:
     @environment.events.worker_report.add_listener
     def on_worker_report(client_id: str, data: dict[str, Any]) -> None:
         worker.measures.add(data[KEY])
+        if data[KEY]["faults"] and not worker.is_over:
+            worker.is_over = True
+            worker.end_run()
 
     if isinstance(runner, WorkerRunner):
 
@@ -63,7 +68,7 @@ def on_init(environment: Environment, **_: Any) -> None:
             runner._send_stats()  # in order before the message that follows
             runner.send_message(FINISHED)
 
-        runner.register_message(FINISH, on_finish)
+        runner.register_message(FINISH, on_finish, concurrent=True)  # heartbeats go on meanwhile
         return
 
     if isinstance(runner, MasterRunner):
@@ -85,7 +90,7 @@ def on_init(environment: Environment, **_: Any) -> None:
         most, ranks = worker.options.max_ranks, environment.stats.entries.get(("Rank", GRPC))
         if most and ranks is not None and ranks.num_requests >= most and not worker.is_over:
             worker.is_over = True
-            gevent.spawn(environment.runner.quit)  # type: ignore[union-attr]
+            worker.end_run()
 
     found: dict[str, Any] = {}
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from loadtest.openloop.workload import Workload, draw
 
-BLOCK_S = 30.0
+BLOCK_S, FEW = 30.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Arrival:
     at: float
     user: int
     items: NDArray[np.int64]
+
+
+def block_seconds(rate: float) -> float:
+    """Length of a block: long enough for some calls, since none has less than one."""
+    return max(BLOCK_S, FEW / rate)
 
 
 def source_seed(load_seed: int, worker: int, number: int) -> int:

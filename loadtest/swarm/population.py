@@ -30,7 +30,10 @@ class Population:
     """`directory`: a synthetic log, whose world this is; `prefix`: of the people's names."""
 
     def __init__(self, directory: Path, people: int, prefix: str, rng: np.random.Generator) -> None:
-        source = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))["source"]
+        about = directory / "dataset.json"
+        if not about.is_file():
+            raise ValueError(f"world: expected the directory of a log (kunlun prepare), found no {about}")
+        source = json.loads(about.read_text(encoding="utf-8"))["source"]
         if source["kind"] != "synthetic":
             raise ValueError(f"world: expected a log of `kunlun prepare --source synthetic`, found {source['kind']!r}")
         self.config = SyntheticConfig(**source["parameters"])

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from locust import LoadTestShape
-
+from loadtest.swarm.shape import Shape
 from loadtest.swarm.shapes import Level, ramp_level
 
 
-class Ramp(LoadTestShape):
+class Ramp(Shape):
     """See `ramp_level`."""
 
-    use_common_options = True
-
-    def tick(self) -> Level | None:
+    def level(self) -> Level | None:
         """Users now; None at the end."""
-        assert self.runner is not None
-        options: Any = self.runner.environment.parsed_options
+        options = self.worker.options
         return ramp_level(self.get_run_time(), options.shape_seconds, options.num_users or 1, options.peak_users)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,18 +39,19 @@ def report(environment: Environment, measures: Measures, capacity: Capacity | No
             if bound:
                 targets[f"rank_{name}"], found[f"rank_{name}"] = bound, rank.get(name)
     missed = [name for name, bound in targets.items() if (value := found[name]) is None or value > bound]
-    line: dict[str, Any] = {"ok": not missed and sent > 0, "missed": missed, "calls": calls, "stages": stages}
+    ok = not missed and not measures.faults and sent > 0
+    line: dict[str, Any] = {"ok": ok, "missed": missed, "faults": dict(measures.faults), "calls": calls, "stages": stages}
     line |= {"send_lag_p99_ms": lag, "valid": lag <= LATE_MS}
     if measures.served.examples:
         line["clicks"] = {
             "impressions": int(measures.served.examples),
             "clicked": int(measures.served.positives),
-            "ne_served": round(measures.served.normalized_entropy, 6),
-            "ne_truth": round(measures.truth.normalized_entropy, 6),
-            "calibration": round(measures.served.calibration, 4),
+            "ne_served": _rounded(measures.served.normalized_entropy, 6),
+            "ne_truth": _rounded(measures.truth.normalized_entropy, 6),
+            "calibration": _rounded(measures.served.calibration, 4),
         }
     if capacity is not None:
-        line["capacity"] = {"rate": round(capacity.rate, 1), "fails_at": round(capacity.fails_at, 1)}
+        line["capacity"] = {"rate": _rounded(capacity.rate, 1), "fails_at": _rounded(capacity.fails_at, 1)}
     return line | {"figures": found, "targets": targets}
 
 
@@ -60,6 +62,11 @@ def write_report(line: dict[str, Any], file: str) -> None:
         Path(file).write_text(text + "\n", encoding="utf-8")
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    """None where there is no number: JSON has none for it."""
+    return round(value, digits) if math.isfinite(value) else None
 
 
 def _figures(entry: StatsEntry) -> dict[str, Any]:

@@ -17,7 +17,9 @@ SEND_LAG = "send_lag"
 
 
 def keep_three_figures() -> None:
-    """From now on, in this process."""
+    """From now on, in this process. Raises `ImportError` for a Locust that rounds elsewhere."""
+    if not hasattr(locust.stats, "bucket_response_time"):
+        raise ImportError("locust: expected one whose statistics round by `bucket_response_time`; install locust>=2.47,<3")
     locust.stats.bucket_response_time = three_figures  # type: ignore[assignment]
 
 

@@ -5,95 +5,23 @@ A latency runs from the time for which the call was drawn. Calls go out once: wh
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import gevent
-import gevent.pool
 import numpy as np
-from locust import User, task
-from locust.env import Environment
+from locust import User, constant, task
 
-from kunlun.client import Client, KunlunError, Outcome
-from loadtest.openloop.capacity import Capacity
-from loadtest.swarm.arrivals import BLOCK_S, Arrival, arrivals, source_seed
-from loadtest.swarm.measures import Measures
+from kunlun.client import Outcome
+from loadtest.swarm.arrivals import Arrival, arrivals, block_seconds, source_seed
 from loadtest.swarm.options import workload_of
 from loadtest.swarm.population import CART_SHARE, Population
-from loadtest.swarm.rows import GRPC, SEND_LAG, observe_stage
+from loadtest.swarm.rows import observe_stage
+from loadtest.swarm.worker import THINK_S, Worker
 from model.data.synthetic import CART, CLICK
 
-T = TypeVar("T")
-THINK_S = 0.5
-"""Mean time between a list and what its reader does with it."""
-
-LEAST_S, CONNECT_S = 0.001, 30.0
-
-
-class Worker:
-    """What the Locust users of one process share: a client, the people, the measures, and the calls under way."""
-
-    def __init__(self, environment: Environment) -> None:
-        self.environment, self.measures = environment, Measures()
-        self.options: Any = environment.parsed_options
-        self.visits, self.number = gevent.pool.Group(), 0
-        self.client: Client | None = None
-        self.population: Population | None = None
-        self.capacity: Capacity | None = None
-        self.is_over = False
-
-    def begin(self) -> None:
-        """Connect, and introduce this worker's people if there is a world."""
-        options, index = self.options, getattr(self.environment.runner, "worker_index", 0)
-        self.is_over = False
-        self.number, self.client = 0, Client(self.environment.host or "", timeout_s=options.call_timeout_ms / 1e3, retries=0)
-        self.rng = np.random.default_rng((options.load_seed, index))
-        self.client.health(timeout_s=CONNECT_S)  # connects, so that no call has to
-        if options.world:
-            prefix = f"swarm-{os.getpid()}-{time.time_ns()}"
-            self.population = Population(Path(options.world), options.population, prefix, self.rng)
-            with Client(self.environment.host or "", timeout_s=60) as patient:
-                self.population.introduce(patient, options.history_mean)
-
-    @property
-    def patience_s(self) -> float:
-        """For visits under way to end."""
-        return float(3 * self.options.call_timeout_ms / 1e3 + 20 * THINK_S)
-
-    def finish(self) -> None:
-        """Begin no more visits, and wait for those under way."""
-        self.is_over = True
-        self.visits.join(timeout=self.patience_s)
-
-    def end(self) -> None:
-        """The same, and disconnect."""
-        self.finish()
-        if self.client is not None:
-            self.client.close()
-
-    def call(self, name: str, due: float, work: Callable[[Client, float], T]) -> T | None:
-        """Make a call that was due at `due` (`time.monotonic`) and count it; None when it fails."""
-        assert self.client is not None
-        now = time.monotonic()
-        left_s = max(LEAST_S, self.options.call_timeout_ms / 1e3 - (now - due))
-        result, failure = None, None
-        try:
-            result = work(self.client, left_s)
-        except KunlunError as error:
-            failure = error
-        ms = (time.monotonic() - due) * 1e3
-        self.environment.events.request.fire(
-            request_type=GRPC, name=name, response_time=ms, response_length=0, exception=failure, context={}
-        )
-        observe_stage(self.environment, SEND_LAG, (now - due) * 1e3)
-        if name == "Rank":
-            bound_ms = self.options.slo_p99_ms
-            second = int(time.time() - (time.monotonic() - due))
-            self.measures.due(second, missed=failure is not None or (bound_ms > 0 and ms > bound_ms))
-        return result
+IDLE_S = 0.1
 
 
 class OpenLoopUser(User):
@@ -101,6 +29,7 @@ class OpenLoopUser(User):
 
     abstract = True
     worker: ClassVar[Worker]
+    wait_time = constant(0)  # the arrivals are the waiting
 
     def item_count(self) -> int:
         """Items that there are."""
@@ -110,24 +39,24 @@ class OpenLoopUser(User):
         """Draw the arrivals."""
         worker, self._began = self.worker, time.monotonic()
         worker.number += 1
-        index = getattr(self.environment.runner, "worker_index", 0)
-        seed = source_seed(worker.options.load_seed, index, worker.number)
+        options, index = worker.options, getattr(self.environment.runner, "worker_index", 0)
+        seed = source_seed(options.load_seed, index, worker.number)
         self._arrivals: Iterator[Arrival] = arrivals(
-            lambda block: workload_of(worker.options, seed + block, BLOCK_S, items=self.item_count())
+            lambda block: workload_of(options, seed + block, block_seconds(options.rate_per_user), items=self.item_count())
         )
 
     @task
     def next_arrival(self) -> None:
         """Wait for it, and start its visit."""
+        if self.worker.is_over:
+            gevent.sleep(IDLE_S)
+            return
         arrival = next(self._arrivals)
         due = self._began + arrival.at
         if (wait_s := due - time.monotonic()) > 0:
             gevent.sleep(wait_s)
         if not self.worker.is_over:
-            self.worker.visits.spawn(self.visit, arrival, due)
-
-    def wait(self) -> None:
-        """Not between tasks: the arrivals are the waiting."""
+            self.worker.spawn(self.visit, arrival, due)
 
     def visit(self, arrival: Arrival, due: float) -> None:
         """What happens at an arrival: nothing, in this class."""
@@ -136,10 +65,10 @@ class OpenLoopUser(User):
         """A Rank with its stages; None when it fails."""
         reply = self.worker.call(
             "Rank",
-            due,
             lambda client, left_s: client.rank(
                 user, items, context=dict(context), top_k=shown, include_timings=True, timeout_s=left_s
             ),
+            due,
         )
         if reply is not None and reply.timings is not None:
             for stage, us in reply.timings.items():
@@ -155,11 +84,17 @@ class PersonUser(OpenLoopUser):
     @property
     def people(self) -> Population:
         """The worker's."""
-        if self.worker.population is None:
-            raise ValueError(
-                "world: expected the directory of a synthetic log for this user class, found none; give --world DIR"
-            )
+        assert self.worker.population is not None
         return self.worker.population
+
+    def on_start(self) -> None:
+        """As ever, where there are people."""
+        if self.worker.population is not None:
+            super().on_start()
+        elif not self.worker.is_over:
+            self.worker.fault(
+                f"world: expected the directory of a synthetic log for {type(self).__name__}, found none; give --world DIR"
+            )
 
     def item_count(self) -> int:
         """Items of the world."""
@@ -185,16 +120,12 @@ class Visitor(PersonUser):
         worker.measures.impressions(np.asarray(reply.scores[CLICK], np.float32), truth[order], clicked)
         gevent.sleep(rng.exponential(THINK_S))
         outcome = Outcome(reply.receipt, shown=range(len(order)), labels={CLICK: np.flatnonzero(clicked).tolist()})
-        worker.call(
-            "ReportOutcomes", time.monotonic(), lambda client, left_s: client.report_outcomes([outcome], timeout_s=left_s)
-        )
+        worker.call("ReportOutcomes", lambda client, left_s: client.report_outcomes([outcome], timeout_s=left_s))
         if clicked.any():
             now_ms, places = int(time.time() * 1e3), arrival.items[order[clicked]].tolist()
             events = [(arrival.user, CLICK, item, now_ms + n) for n, item in enumerate(places)]
             events += [(person, CART, item, at + 1) for person, _, item, at in events if rng.random() < CART_SHARE]
-            worker.call(
-                "RecordEvents", time.monotonic(), lambda client, left_s: people.record(client, events, timeout_s=left_s)
-            )
+            worker.call("RecordEvents", lambda client, left_s: people.record(client, events, timeout_s=left_s))
 
 
 class Passerby(PersonUser):
@@ -206,4 +137,4 @@ class Passerby(PersonUser):
         """One RecordEvents."""
         people = self.people
         event = (arrival.user, CART, people.any_item(), int(time.time() * 1e3))
-        self.worker.call("RecordEvents", due, lambda client, left_s: people.record(client, [event], timeout_s=left_s))
+        self.worker.call("RecordEvents", lambda client, left_s: people.record(client, [event], timeout_s=left_s), due)

@@ -22,6 +22,7 @@ from model.data.synthetic import synthetic_schema
 from model.data.synthetic_world import SyntheticConfig
 
 pytestmark = pytest.mark.slow
+SHAPES = RANK_ONLY.parent
 WORLD = SyntheticConfig(seed=3, users=50, items=60, min_shown=5, max_shown=10)
 LIGHT = ["--population", "10", "--history-mean", "2", "--candidates-mean", "8", "--call-timeout-ms", "20000"]
 ENOUGH = ["--max-ranks", "30"]
@@ -78,6 +79,31 @@ def test_an_objective_that_is_missed_fails_the_run_and_is_named(server: Protocol
     assert (status, report["ok"], report["missed"]) == (1, False, ["rank_p50_ms"])
     assert report["calls"]["Rank"]["failed"] == 0
     assert list(report["calls"]) == ["Rank"]
+
+
+@pytest.mark.parametrize(
+    ("host", "arguments", "fault"),
+    [
+        (None, ["--peak-users", "0", "RankOnly"], "peak-users: expected the number of users at the peak of the shape, found 0"),
+        (None, ["--peak-users", "1", "Passerby"], "world: expected the directory of a synthetic log for Passerby, found none"),
+        ("127.0.0.1:1", ["--peak-users", "1", "RankOnly"], "host: expected a server that is serving, found none"),
+    ],
+    ids=["option", "world", "host"],
+)
+def test_what_no_load_explains_ends_the_run_and_is_named(
+    server: ProtocolServer, host: str | None, arguments: list[str], fault: str
+) -> None:
+    status, report = headless(host or server.address, 1, LIMIT_S, arguments, RANK_ONLY, SHAPES / "ramp.py")
+    assert (status, report["ok"]) == (1, False)
+    [text] = report["faults"]
+    assert text.startswith(fault)
+
+
+def test_a_spike_is_sent(server: ProtocolServer) -> None:
+    shape = ["--peak-users", "60", "--shape-seconds", "9", "--item-count", "60", *LIGHT, "RankOnly"]
+    status, report = headless(server.address, 2, LIMIT_S, shape, RANK_ONLY, SHAPES / "spike.py")
+    assert (status, report["faults"]) == (0, {})
+    assert 60 < report["calls"]["Rank"]["calls"] < 300, "2 users for 6 s, 60 for 3 s"
 
 
 def test_the_web_ui_starts_a_load_and_shows_stages(server: ProtocolServer) -> None:

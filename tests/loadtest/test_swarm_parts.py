@@ -15,12 +15,12 @@ import yaml
 from protocol_server import protocol_server
 
 from kunlun.client import Client
-from loadtest.openloop.capacity import find_capacity
+from loadtest.openloop.capacity import Capacity, find_capacity
 from loadtest.openloop.workload import Workload
-from loadtest.swarm.arrivals import arrivals
+from loadtest.swarm.arrivals import arrivals, block_seconds
 from loadtest.swarm.measures import Measures, three_figures
 from loadtest.swarm.population import Population
-from loadtest.swarm.shapes import misses_between, ramp_level, spike_level
+from loadtest.swarm.shapes import check_sent, in_whole_users, misses_between, ramp_level, spike_level
 from model.data.synthetic import CART, CLICK, synthetic_schema
 from model.data.synthetic_world import SyntheticConfig
 
@@ -59,6 +59,29 @@ def test_shapes() -> None:
     assert [ramp_level(at, 60, 10, 50) for at in (0, 15, 30, 60)] == [(10, 40.0), (30, 40.0), (50, 40.0), None]
     assert [(spike_level(at, 60, 10, 50) or (0,))[0] for at in (0, 19, 20, 39, 40, 59)] == [10, 10, 50, 50, 10, 10]
     assert spike_level(60, 60, 10, 50) is None
+    for level in (ramp_level, spike_level):
+        with pytest.raises(ValueError, match=r"peak-users: expected .* found 0"):
+            level(0, 60, 10, 0)
+
+
+def test_a_source_of_few_calls_sends_no_more_than_its_rate() -> None:
+    rate = 0.01
+    drawn = arrivals(lambda block: Workload(rate=rate, seconds=block_seconds(rate), seed=block, users=9, items=30))
+    last = list(itertools.islice(drawn, 400))[-1].at
+    assert 400 / last == pytest.approx(rate, rel=0.25)  # five deviations
+    assert block_seconds(40) == 30
+
+
+def test_a_capacity_is_told_in_the_rates_that_whole_users_send() -> None:
+    found = in_whole_users(Capacity(50.0, float("inf"), ()), 20)
+    assert (found.rate, found.fails_at) == (40, float("inf"))
+    assert in_whole_users(Capacity(0.0, 50.0, ()), 1).rate == 0
+
+
+def test_a_probe_of_which_too_little_was_heard_is_no_probe() -> None:
+    check_sent(950, 1000)
+    with pytest.raises(RuntimeError, match="expected about 1000 Ranks, found 800: workers"):
+        check_sent(800, 1000)
 
 
 def test_the_capacity_search_finds_the_rate_at_which_calls_begin_to_miss() -> None:
@@ -83,11 +106,13 @@ def test_workers_add_up() -> None:
         for measures in (worker, whole):
             measures.impressions(served, truth, clicked)
             measures.due(5, missed=number == 1)
+            measures.faults["why"] += 1
         master.add(json.loads(json.dumps(worker.take())))
         assert worker.take()["served"]["examples"] == 0
     assert asdict(master.served) == pytest.approx(asdict(whole.served))
     assert asdict(master.truth) == pytest.approx(asdict(whole.truth))
     assert master.seconds == whole.seconds == {5: [3, 1]}
+    assert master.faults == whole.faults == {"why": 3}
 
 
 @pytest.mark.parametrize(("given", "kept"), [(0.0, 0.0), (0.123456, 0.123), (7.4564, 7.46), (147.3, 147), (58_764, 58_800)])
