@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 TENSORRT_STUBS ?= tensorrt-stubs==10.13.0.35.1
 
-.PHONY: help demo test balancer-check test-native fuzz lint proto bench store-check feedback-check deploy-check quality ablations gpu-check kernels kernels-check trt-check system-deps install clean
+.PHONY: help demo test balancer-check test-native fuzz lint proto bench store-check feedback-check locust-check deploy-check quality ablations gpu-check kernels kernels-check trt-check system-deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ trt-check: $(STAMP) ## TensorRT without a GPU: plugin, parser, plans of tiny, sm
 balancer-check: $(STAMP) ## replicas behind Envoy and HAProxy: restarted, killed, silent, new, users in place; PAGE=1 writes docs/balancing.md
 	KUNLUN_TEST_BALANCING=1 $(BIN)/python -m pytest tests/loadtest/test_balancer.py
 	$(BIN)/python -m loadtest.checks.balancer $(if $(PAGE),--page)
+
+locust-check: $(STAMP) ## Locust against the open-loop harness and the server's own counts: latencies, online NE, shapes, capacity
+	$(BIN)/python -m loadtest.checks.locust_load
 
 deploy-check: $(STAMP) ## images in a clean root (needs root), compose, chart, rules, dashboard, clients; PAGE=1 writes docs/clean_root.txt
 	$(BIN)/python -c 'import kubernetes_validate' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[deploy]'
