@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import gevent
-import grpc.experimental.gevent
 from locust import events
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
@@ -27,7 +26,6 @@ LEEWAY_S = 30.0
 
 __all__ = ["Passerby", "Visitor"]
 
-grpc.experimental.gevent.init_gevent()  # before the first channel
 keep_three_figures()
 events.init_command_line_parser.add_listener(add_options)
 

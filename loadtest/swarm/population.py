@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ HISTORY_MAX, HISTORY_TAIL = 96, 1.2
 DAYS_BACK = 5.0
 CART_SHARE = 0.25
 BATCH = 100
+
+Done = tuple[int, str, int, int]
+"""Person, event type, item, time in ms."""
 
 
 class Population:
@@ -54,25 +58,30 @@ class Population:
         everybody = range(self._people)
         client.put_users([self.name(p) for p in everybody], {"segment": [f"segment-{s}" for s in self._segment]})
         lengths = bounded_pareto(history_mean, HISTORY_MAX, HISTORY_TAIL, self._rng, self._people)
-        now_ms, past = int(time.time() * 1e3), list[tuple[int, str, int, int]]()
+        now_ms, past = int(time.time() * 1e3), list[Done]()
         for person, length in enumerate(lengths.tolist()):
             items = self._rng.choice(self.config.items, length, p=self._world.item_popularity)
             ages = np.sort(self._rng.uniform(0.1, DAYS_BACK, length))[::-1] * 86_400e3
             kinds = np.where(self._rng.random(length) < CART_SHARE, CART, CLICK)
             past += [(person, k, i, now_ms - int(a)) for k, i, a in zip(kinds.tolist(), items.tolist(), ages, strict=True)]
         for start in range(0, len(past), BATCH):
-            self.record(client, past[start : start + BATCH])
+            batch = past[start : start + BATCH]
+            sent = self.events(batch)
+            client.record_events(sent)
+            self.remember(batch, sent)
         return len(past)
 
-    def record(self, client: Client, events: list[tuple[int, str, int, int]], timeout_s: float | None = None) -> None:
-        """Send events (person, type, item, time in ms), and remember them once they are acknowledged; raises `KunlunError`."""
-        sent = []
-        for person, kind, item, time_ms in events:
-            category = category_name(int(self._world.item_category[item]))
-            sent.append(Event(self.name(person), kind, item_name(item), {"category": category}, time_ms=time_ms))
-        client.record_events(sent, timeout_s=timeout_s)
+    def events(self, done: Sequence[Done]) -> list[Event]:
+        """What to send of what people have done."""
+        return [
+            Event(self.name(person), kind, item_name(item), {"category": self._category(item)}, time_ms=time_ms)
+            for person, kind, item, time_ms in done
+        ]
+
+    def remember(self, done: Sequence[Done], sent: Sequence[Event]) -> None:
+        """That these events have just been acknowledged."""
         now_ms = int(time.time() * 1e3)
-        for (person, kind, item, time_ms), event in zip(events, sent, strict=True):
+        for (person, kind, item, time_ms), event in zip(done, sent, strict=True):
             known = SimulatedEvent(event.event_id, person, kind, item, time_ms, now_ms)
             self._histories.add(known, int(self._world.item_category[item]))
 
@@ -84,6 +93,9 @@ class Population:
         wanted = interest(self.config, clicks["category"], carts["category"], since_s)
         static = self._world.static_logits(self.config, items, int(self._segment[person]), surface)
         return position_free(self.config, static + wanted[self._world.item_category[items]], shown)
+
+    def _category(self, item: int) -> str:
+        return category_name(int(self._world.item_category[item]))
 
     def any_item(self) -> int:
         """An item, by popularity."""

@@ -6,7 +6,7 @@ A latency runs from the time for which the call was drawn. Calls go out once: wh
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import gevent
@@ -16,7 +16,7 @@ from locust import User, constant, task
 from kunlun.client import Outcome
 from loadtest.swarm.arrivals import Arrival, arrivals, block_seconds, source_seed
 from loadtest.swarm.options import workload_of
-from loadtest.swarm.population import CART_SHARE, Population
+from loadtest.swarm.population import CART_SHARE, Done, Population
 from loadtest.swarm.rows import observe_stage
 from loadtest.swarm.worker import THINK_S, Worker
 from model.data.synthetic import CART, CLICK
@@ -96,6 +96,15 @@ class PersonUser(OpenLoopUser):
                 f"world: expected the directory of a synthetic log for {type(self).__name__}, found none; give --world DIR"
             )
 
+    def record(self, done: Sequence[Done], due: float | None = None) -> None:
+        """RecordEvents of what people have done."""
+        people, sent = self.people, self.people.events(done)
+        if (
+            self.worker.call("RecordEvents", lambda client, left_s: client.record_events(sent, timeout_s=left_s), due)
+            is not None
+        ):
+            people.remember(done, sent)
+
     def item_count(self) -> int:
         """Items of the world."""
         return self.people.config.items
@@ -125,7 +134,7 @@ class Visitor(PersonUser):
             now_ms, places = int(time.time() * 1e3), arrival.items[order[clicked]].tolist()
             events = [(arrival.user, CLICK, item, now_ms + n) for n, item in enumerate(places)]
             events += [(person, CART, item, at + 1) for person, _, item, at in events if rng.random() < CART_SHARE]
-            worker.call("RecordEvents", lambda client, left_s: people.record(client, events, timeout_s=left_s))
+            self.record(events)
 
 
 class Passerby(PersonUser):
@@ -135,6 +144,4 @@ class Passerby(PersonUser):
 
     def visit(self, arrival: Arrival, due: float) -> None:
         """One RecordEvents."""
-        people = self.people
-        event = (arrival.user, CART, people.any_item(), int(time.time() * 1e3))
-        self.worker.call("RecordEvents", lambda client, left_s: people.record(client, [event], timeout_s=left_s), due)
+        self.record([(arrival.user, CART, self.people.any_item(), int(time.time() * 1e3))], due)

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import gevent
 import gevent.pool
+import gevent.threadpool
 import numpy as np
 from locust.env import Environment
 from locust.runners import WorkerRunner
@@ -26,6 +27,10 @@ T = TypeVar("T")
 P = ParamSpec("P")
 THINK_S = 0.5
 """Mean time between a list and what its reader does with it."""
+
+MOST_AT_ONCE = 256
+"""Calls of one process in flight. Each has a thread of the system's, where neither its send nor its reply waits for a greenlet;
+further ones wait, which counts as lateness."""
 
 LEAST_S, CONNECT_S, INTRODUCE_S = 0.001, 30.0, 60.0
 _LOG = logging.getLogger(__name__)
@@ -46,6 +51,7 @@ class Worker:
         self.population: Population | None = None
         self.capacity: Capacity | None = None
         self.is_over = False
+        self._threads = gevent.threadpool.ThreadPool(MOST_AT_ONCE)
 
     def begin(self) -> None:
         """Connect, and introduce this worker's people if there is a world."""
@@ -59,14 +65,14 @@ class Worker:
         options, host, index = self.options, self.environment.host or "", getattr(self.environment.runner, "worker_index", 0)
         workload_of(options, 0, 1.0, items=options.item_count)  # raises where options cannot be
         self.client = Client(host, timeout_s=options.call_timeout_ms / 1e3, retries=0)
-        if not self.client.health(timeout_s=CONNECT_S):  # connects, so that no call has to
+        if not self._threads.apply(self.client.health, kwds={"timeout_s": CONNECT_S}):  # connects, so that no call has to
             raise ValueError(f"host: expected a server that is serving, found none at {host!r}")
         self.rng = np.random.default_rng((options.load_seed, index))
         if options.world:
             prefix = f"swarm-{os.getpid()}-{time.time_ns()}"
             people = Population(Path(options.world), options.population, prefix, self.rng)
             with Client(host, timeout_s=INTRODUCE_S) as patient:
-                people.introduce(patient, options.history_mean)
+                self._threads.apply(people.introduce, (patient, options.history_mean))
             self.population = people
 
     def fault(self, text: str) -> None:
@@ -106,24 +112,28 @@ class Worker:
 
     def call(self, name: str, work: Callable[[Client, float], T], due: float | None = None) -> T | None:
         """Make a call and count it; None when it fails. `due`: the time drawn for it (`time.monotonic`), if one was."""
-        assert self.client is not None
-        now = time.monotonic()
-        if due is None:
-            due = now
-        else:
-            observe_stage(self.environment, SEND_LAG, (now - due) * 1e3)
-        left_s = max(LEAST_S, self.options.call_timeout_ms / 1e3 - (now - due))
-        result, failure = None, None
-        try:
-            result = work(self.client, left_s)
-        except KunlunError as error:
-            failure = error
-        ms = (time.monotonic() - due) * 1e3
+        client = self.client
+        assert client is not None
+        timeout_s, drawn = self.options.call_timeout_ms / 1e3, time.monotonic() if due is None else due
+
+        def attempt() -> tuple[float, float, T | None, KunlunError | None]:
+            sent = time.monotonic()
+            try:
+                result, failure = work(client, max(LEAST_S, timeout_s - (sent - drawn))), None
+            except KunlunError as error:
+                result, failure = None, error
+            return sent, time.monotonic(), result, failure
+
+        outcome: tuple[float, float, T | None, KunlunError | None] = self._threads.apply(attempt)
+        sent, ended, result, failure = outcome
+        ms = (ended - drawn) * 1e3
         self.environment.events.request.fire(
             request_type=GRPC, name=name, response_time=ms, response_length=0, exception=failure, context={}
         )
+        if due is not None:
+            observe_stage(self.environment, SEND_LAG, (sent - due) * 1e3)
         if name == "Rank":
             bound_ms = self.options.slo_p99_ms
-            second = int(time.time() - (time.monotonic() - due))
+            second = int(time.time() - (time.monotonic() - drawn))
             self.measures.due(second, missed=failure is not None or (bound_ms > 0 and ms > bound_ms))
         return result

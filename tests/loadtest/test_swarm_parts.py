@@ -131,7 +131,10 @@ def test_the_truth_follows_what_the_server_was_told(world: Path) -> None:
         known = people.probabilities(0, items, 0, 10)
         assert not np.allclose(stranger, known), "a history changes the truth"
         now_ms = int(time.time() * 1e3)
-        people.record(client, [(0, CLICK, 5, now_ms - 1), (0, CART, 5, now_ms)])
+        done = [(0, CLICK, 5, now_ms - 1), (0, CART, 5, now_ms)]
+        sent = people.events(done)
+        client.record_events(sent)
+        people.remember(done, sent)
         time.sleep(0.005)  # what arrived in a millisecond is visible from the next one on
         assert not np.allclose(known, people.probabilities(0, items, 0, 10)), "and so does a click"
         lists = [people.probabilities(person, items, 0, 10) for person in range(20)]
