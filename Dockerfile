@@ -56,6 +56,6 @@ COPY --from=build /opt/kunlun /opt/kunlun
 USER 10001:10001
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=2 CMD ["kunlun", "health"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=300s --retries=2 CMD ["kunlun", "health"]
 ENTRYPOINT ["kunlun"]
 CMD ["serve", "--host", "0.0.0.0", "--repository", "/models"]

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from loadtest.deployment.container import Container, run_as_root
 from loadtest.deployment.demo_model import build_demo_model
 from loadtest.deployment.dockerfile import Image, read_image
@@ -74,7 +76,7 @@ class CleanRoot:
         return tools + [str(found.name) for found in self._root.glob("opt/kunlun/lib/python3*/site-packages/torch")]
 
     def serve(self, repository: Path, data: Path) -> dict[str, Any]:
-        """Compile, serve as the image says, probe, load, rank, stop; figures. Raises `StageFailed`."""
+        """Prepare a log, compile, serve as the image says, probe, load, rank, stop; figures. Raises `StageFailed`."""
         image, models = self._image, self._work / "models"
         shutil.rmtree(models, ignore_errors=True)
         shutil.copytree(repository, models, ignore=shutil.ignore_patterns(".engines"))
@@ -89,15 +91,20 @@ class CleanRoot:
             self._say(f"\n[a container of user {image.user}, root read-only, /models a volume] {' '.join(whole)}")
             return Container(self._root, image.user, image.environment, volumes, whole, log)
 
+        def run(*command: str) -> None:
+            running = container(*command)
+            try:
+                status = running.wait(WAIT_S)
+            finally:
+                running.kill()
+            self._say(_shortened(running.log.rstrip()))
+            if status != 0:
+                raise StageFailed(f"kunlun {command[0]} ended with status {status}")
+
+        # Where compose's demo writes its log: a place below a mount, in a root that is read-only.
+        run("prepare", "--source", "synthetic", "--output", demo_data(), "--json")
         version = next(path.parent for path in sorted(models.glob("*/*/manifest.json")))
-        compiling = container("compile", f"/models/{version.relative_to(models)}", "--json")
-        try:
-            status = compiling.wait(WAIT_S)
-        finally:
-            compiling.kill()
-        self._say(_shortened(compiling.log.rstrip()))
-        if status != 0:
-            raise StageFailed(f"kunlun compile ended with status {status}")
+        run("compile", f"/models/{version.relative_to(models)}", "--json")
         began = time.perf_counter()
         server = container()
         try:
@@ -154,6 +161,12 @@ class CleanRoot:
         if done.returncode != 0:
             raise StageFailed(f"{' '.join(command)} ended with status {done.returncode}")
         return done.stdout.splitlines()[-1]
+
+
+def demo_data(compose: Path = ROOT / "deploy/compose.yaml") -> str:
+    """Where the service `demo-model` keeps its log."""
+    command: list[str] = yaml.safe_load(compose.read_text(encoding="utf-8"))["services"]["demo-model"]["command"]
+    return command[command.index("--data") + 1]
 
 
 def _copy_sources(target: Path) -> None:

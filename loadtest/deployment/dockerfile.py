@@ -21,6 +21,7 @@ class Image:
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
     health: list[str] = field(default_factory=list)
+    health_start_s: int = 0
     runs: list[str] = field(default_factory=list)
 
 
@@ -34,7 +35,7 @@ def read_image(target: str, path: Path = DOCKERFILE) -> Image:
                 base, _, name = text.partition(" AS ")
                 own = stages.get(base, Image())
                 image = stages[name] = Image(
-                    own.user, dict(own.environment), own.entrypoint, own.command, own.health, list(own.runs)
+                    own.user, dict(own.environment), own.entrypoint, own.command, own.health, own.health_start_s, list(own.runs)
                 )
             case "USER":
                 image.user = text
@@ -46,7 +47,10 @@ def read_image(target: str, path: Path = DOCKERFILE) -> Image:
             case "CMD":
                 image.command = json.loads(text)
             case "HEALTHCHECK":
-                image.health = json.loads(text.partition("CMD ")[2])
+                flags, _, command = text.partition("CMD ")
+                image.health = json.loads(command)
+                if start := re.search(r"--start-period=([0-9]+)s", flags):
+                    image.health_start_s = int(start[1])
             case "RUN":
                 image.runs.append(text)
     if target not in stages:

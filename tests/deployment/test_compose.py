@@ -58,6 +58,37 @@ def test_mounts_exist_and_those_of_rankers_are_read_only(services: dict[str, dic
     assert services["ranker"]["cap_drop"] == ["ALL"]
 
 
+def test_what_is_written_is_written_where_it_can_be(services: dict[str, dict[str, Any]]) -> None:
+    writable = {
+        name: [Path(mount.split(":")[1]) for mount in service.get("volumes", []) if not mount.endswith(":ro")]
+        for name, service in services.items()
+    }
+    command = services["demo-model"]["command"]
+    data, repository = (Path(command[command.index(flag) + 1]) for flag in ("--data", "--repository"))
+    # A log is made beside its place and renamed into it: neither works where the place itself is mounted.
+    assert set(writable["demo-model"]) & set(data.parents)
+    assert set(writable["demo-model"]) & {repository, *repository.parents}
+    cache = load_config(DEPLOY / "compose" / "server.yaml", {}, {}).engine_cache
+    assert cache is not None
+    scratch = Path(services["compile"]["environment"]["TMPDIR"])
+    assert {scratch} <= set(writable["compile"]) & set(cache.parents), "engines are larger than a tmpfs may be"
+    engines = [mount.split(":")[0] for mount in services["compile"]["volumes"] if mount.split(":")[1] == str(scratch)]
+    assert f"{engines[0]}:{scratch}:ro" in services["ranker"]["volumes"]
+
+
+def test_slow_starts_are_waited_for(services: dict[str, dict[str, Any]]) -> None:
+    for target in ("cpu", "gpu"):
+        assert read_image(target).health_start_s >= 300
+    config = load_config(DEPLOY / "compose" / "server.yaml", {}, {})
+    assert config.slots == 1, "rankers that share CPUs must not take all of them each"
+
+
+def test_nothing_listens_beyond_this_machine_unless_asked(services: dict[str, dict[str, Any]]) -> None:
+    published = [port for service in services.values() for port in service.get("ports", [])]
+    assert len(published) >= 4
+    assert all(port.startswith(("127.0.0.1:", "${KUNLUN_BIND:-127.0.0.1}:")) for port in published)
+
+
 def test_whoever_is_waited_for_can_become_what_is_waited_for(services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
         for other, wanted in service.get("depends_on", {}).items():
