@@ -11,7 +11,7 @@ from kunlun.cli import Command, UsageError
 from model.artifact import ArtifactError, open_artifact
 from model.config import ConfigError
 from serving.cli.compile_tensorrt import compile_tensorrt
-from serving.config import artifact_path, load_config
+from serving.config import ServerConfig, artifact_path, load_config
 from serving.core.options import CoreOptions
 from serving.engines.cache import default_cache
 from serving.engines.open import TARGETS, BuiltEngine, build_engine
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compile and report; 1 when the engine does not compute what the twin computed, 3 when there is no GPU to build on."""
-    options = _as_served(arguments) if arguments.config is not None else CoreOptions()
+    served = _as_served(arguments) if arguments.config is not None else None
     if arguments.artifact is None:
         raise UsageError("artifact: expected a version directory, or --config, found neither")
     if arguments.threads < 1:
@@ -46,25 +46,32 @@ def run(arguments: argparse.Namespace) -> int:
         artifact = open_artifact(arguments.artifact)
         cache = arguments.cache or default_cache(artifact)
         if arguments.target == "tensorrt":
-            return compile_tensorrt(artifact, options, cache, arguments.precision, as_json=arguments.json)
-        built = build_engine(
-            artifact,
-            cache=cache,
-            precision=arguments.precision,
-            threads=arguments.threads,
-            fused_block=arguments.fused_block,
-        )
+            options = CoreOptions() if served is None else served.core
+            status = compile_tensorrt(artifact, options, cache, arguments.precision, as_json=arguments.json)
+            if status != 0 or served is None or not served.backup_engine:
+                return status
+            # `open_engine` wants the CPU engine behind it, of this precision and number of threads.
+            built = build_engine(artifact, cache=cache, precision="auto", threads=1)
+            print(_text(built), file=sys.stderr if arguments.json else sys.stdout)
+        else:
+            built = build_engine(
+                artifact,
+                cache=cache,
+                precision=arguments.precision,
+                threads=arguments.threads,
+                fused_block=arguments.fused_block,
+            )
+            print(json.dumps(_report(built)) if arguments.json else _text(built))
     except ArtifactError as error:
         print(f"kunlun compile: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(_report(built)) if arguments.json else _text(built))
     if built.path is None:
         print(f"kunlun compile: {built.parity.complaint()}", file=sys.stderr)
         return 1
     return 0
 
 
-def _as_served(arguments: argparse.Namespace) -> CoreOptions:
+def _as_served(arguments: argparse.Namespace) -> ServerConfig:
     """Take everything from a server's configuration, so that `kunlun serve` with it finds the engine."""
     if arguments.artifact is not None:
         raise UsageError(f"--config: expected no artifact beside it, found {arguments.artifact}")
@@ -78,7 +85,7 @@ def _as_served(arguments: argparse.Namespace) -> CoreOptions:
         raise UsageError(str(error)) from error
     arguments.target, arguments.precision, arguments.fused_block = config.engine, config.precision, config.fused_block
     arguments.cache, arguments.threads = config.engine_cache, config.slot_threads
-    return config.core
+    return config
 
 
 def _report(built: BuiltEngine) -> dict[str, object]:

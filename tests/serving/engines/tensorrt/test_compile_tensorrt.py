@@ -14,7 +14,10 @@ from kunlun.cli import main
 from model.artifact import Artifact
 from model.signature import JAGGED_ENCODE
 from serving.cli import compile_tensorrt
+from serving.config import load_config
 from serving.core.options import CoreOptions
+from serving.engines.backed import BackedEngine
+from serving.engines.open import open_engine
 from serving.engines.tensorrt.open import NoRuntime, nvidia_runtime
 from serving.engines.tensorrt.work import WorkPlan
 from serving.tuning import engine_work
@@ -88,7 +91,22 @@ def test_on_a_gpu_an_engine_is_published(
             }
         )
     )
+    monkeypatch.setattr("serving.engines.tensorrt.open.nvidia_runtime", StandInRuntime)
     assert main(["compile", "--config", str(config), "--json"]) == 0
+    served = load_config(config, {})
+    work = engine_work.engine_work(artifact, served.core, "f16")
+    engine = open_engine(
+        artifact,
+        engine="tensorrt",
+        cache=tmp_path / "cache",
+        precision="f16",
+        threads_per_slot=1,
+        slots=1,
+        work=work,
+        backup=served.backup_engine,
+    )
+    assert isinstance(engine, BackedEngine), "what is compiled of a configuration is all that serving with it opens"
+    engine.close()
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["parity"]["passed"]
     assert report["precision"] == "f16"
