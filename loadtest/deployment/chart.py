@@ -50,6 +50,8 @@ PROFILES = {
     "gpu": Profile("kunlun", ("gpu",)),
     "canary": Profile("kunlun-canary", ("cpu", "canary"), ("model.version=20260131T120000Z",)),
     "tls": Profile("kunlun", ("cpu",), ("tls.secretName=kunlun-tls", "tls.clientCa=true")),
+    "probe": Profile("kunlun", ("cpu",), ("tls.secretName=kunlun-tls", "tls.probeSecretName=kunlun-probe")),
+    "native": Profile("kunlun", ("cpu",), ("config.front_end=native", "service.metricsPort=9000")),
     "trial": Profile(
         "kunlun",
         ("cpu",),

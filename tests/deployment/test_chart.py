@@ -61,8 +61,29 @@ def test_the_configuration_is_one_that_the_server_takes(helm: str, name: str, tm
     files = [config.repository, config.receipt_key_file, config.engine_cache, Path("/etc/kunlun/server.yaml")]
     files += [] if config.tls is None else [config.tls.certificate, config.tls.key]
     assert all(any(mount in (path, *path.parents) for mount in mounts) for path in files), "every path of it is mounted"
+    if config.front_end == "native":
+        assert not config.max_connection_age_s, "which it refuses"
     drain_s = config.shutdown_delay_s + config.shutdown_grace_s + int(server["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] > drain_s
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_a_pod_has_the_room_and_the_time_to_compile(helm: str, name: str) -> None:
+    deployment = rendered(helm, PROFILES[name])["Deployment"]["spec"]
+    pod = deployment["template"]["spec"]
+    (compile_,), (server,) = pod["initContainers"], pod["containers"]
+    (scratch,) = (variable["value"] for variable in compile_["env"] if variable["name"] == "TMPDIR")
+    (volume,) = (mount["name"] for mount in compile_["volumeMounts"] if mount["mountPath"] == scratch)
+    (source,) = (found["emptyDir"] for found in pod["volumes"] if found["name"] == volume)
+    assert source.get("medium") != "Memory", "an engine is as large as its model"
+    startup_s = server["startupProbe"]["periodSeconds"] * server["startupProbe"]["failureThreshold"]
+    assert deployment["progressDeadlineSeconds"] >= startup_s + 600
+
+
+def test_the_port_of_metrics_is_the_one_that_is_scraped(helm: str) -> None:
+    for name, port in (("cpu", "9464"), ("native", "9000")):
+        annotations = rendered(helm, PROFILES[name])["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+        assert (annotations["prometheus.io/scrape"], annotations["prometheus.io/port"]) == ("true", port)
 
 
 @pytest.mark.parametrize("name", sorted(PROFILES))
@@ -111,14 +132,33 @@ def test_behind_tls_the_probes_are_commands_that_bring_certificates(helm: str) -
         command = server[probe]["exec"]["command"]
         assert command[:2] == ["kunlun", "health"]
         assert {flag.split("=")[0] for flag in command[2:]} >= {"--tls-ca", "--tls-certificate", "--tls-key", "--tls-name"}
+    pod = rendered(helm, PROFILES["tls"])["Deployment"]["spec"]["template"]["spec"]
+    assert keys_of(pod, "tls") == {"tls.crt", "tls.key", "ca.crt"}
     (plain,) = rendered(helm, PROFILES["cpu"])["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert plain["readinessProbe"]["grpc"] == {"port": 50051}
+
+
+def test_probes_may_have_certificates_of_their_own(helm: str) -> None:
+    pod = rendered(helm, PROFILES["probe"])["Deployment"]["spec"]["template"]["spec"]
+    assert (keys_of(pod, "tls"), keys_of(pod, "probe")) == ({"tls.crt", "tls.key"}, {"ca.crt"})
+    (server,) = pod["containers"]
+    assert "--tls-ca=/etc/kunlun/probe/ca.crt" in server["readinessProbe"]["exec"]["command"]
+    assert {"name": "probe", "mountPath": "/etc/kunlun/probe", "readOnly": True} in server["volumeMounts"]
+
+
+def keys_of(pod: Manifest, volume: str) -> set[str]:
+    """What a volume takes of its Secret."""
+    (secret,) = (found["secret"] for found in pod["volumes"] if found["name"] == volume)
+    return {item["key"] for item in secret["items"]}
 
 
 def test_mistakes_in_values_are_refused(helm: str) -> None:
     for setting, text in (
         ("autoscaling.minReplica=3", "minReplica"),
         ("image.target=tpu", "target"),
+        ("config.port=50052", "config.port: expected service.port in its place, which the pod follows, found 50052"),
+        ("config.metrics_port=9000", "config.metrics_port: expected service.metricsPort"),
+        ("config.tls.key=k", "config.tls: expected tls.secretName"),
         ("secret.create=true", "secret.storeUrl: expected the URL of the store, found nothing"),
     ):
         with pytest.raises(subprocess.CalledProcessError) as caught:

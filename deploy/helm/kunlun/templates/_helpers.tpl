@@ -42,8 +42,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end }}
 
-{{/* server.yaml: the chart's keys, with `config` over them. */}}
+{{/* server.yaml: the chart's keys, with `config` over them. What the pod depends on besides has a value of its own. */}}
 {{- define "kunlun.config" -}}
+{{- range $key, $value := dict "port" "service.port" "metrics_port" "service.metricsPort" "tls" "tls.secretName" -}}
+{{- if hasKey $.Values.config $key -}}
+{{- fail (printf "config.%s: expected %s in its place, which the pod follows, found %v" $key $value (get $.Values.config $key)) -}}
+{{- end -}}
+{{- end -}}
 {{- $own := dict "repository" "/models" "engine_cache" "/var/lib/kunlun/engines" "host" "0.0.0.0" -}}
 {{- $_ := set $own "port" (.Values.service.port | int) -}}
 {{- $_ := set $own "metrics_port" (.Values.service.metricsPort | int) -}}
@@ -55,7 +60,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.tls.clientCa }}{{ $_ := set $tls "client_ca" "/etc/kunlun/tls/ca.crt" }}{{ end -}}
 {{- $_ := set $own "tls" $tls -}}
 {{- end -}}
-{{- toYaml (mergeOverwrite $own (deepCopy .Values.config)) -}}
+{{- $merged := mergeOverwrite $own (deepCopy .Values.config) -}}
+{{- if eq ($merged.front_end | default "grpcio") "native" -}}
+{{- $_ := unset $merged "max_connection_age_s" -}}{{/* which it does not have */}}
+{{- end -}}
+{{- toYaml $merged -}}
+{{- end }}
+
+{{/* Where the certificates of probes are: those of the server, or a Secret of their own. */}}
+{{- define "kunlun.probeTls" -}}
+/etc/kunlun/{{ if .Values.tls.probeSecretName }}probe{{ else }}tls{{ end }}
 {{- end }}
 
 {{/* How a probe asks: the kubelet itself, or, behind TLS, a command in the pod. */}}
@@ -66,11 +80,11 @@ exec:
     - kunlun
     - health
     - --server=127.0.0.1:{{ .Values.service.port }}
-    - --tls-ca=/etc/kunlun/tls/ca.crt
+    - --tls-ca={{ include "kunlun.probeTls" . }}/ca.crt
     - --tls-name={{ .Values.tls.name }}
     {{- if .Values.tls.clientCa }}
-    - --tls-certificate=/etc/kunlun/tls/tls.crt
-    - --tls-key=/etc/kunlun/tls/tls.key
+    - --tls-certificate={{ include "kunlun.probeTls" . }}/tls.crt
+    - --tls-key={{ include "kunlun.probeTls" . }}/tls.key
     {{- end }}
 {{- else -}}
 grpc: {port: {{ .Values.service.port }}}
