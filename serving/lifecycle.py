@@ -5,29 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, start_http_server
 
 from model.config import ConfigError
 from serving.config import ServerConfig
 
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
-    """The first SIGTERM or SIGINT sets `stop`; the next one ends the process at once."""
-    loop, numbers = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+    """The first SIGTERM or SIGINT sets `stop`; the next one ends the process at once, with status 128 and its number.
 
-    def restore() -> None:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+    By a handler of ours, since the kernel spares the first process of a container every signal that it does not handle.
+    """
+    loop, numbers = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def end_at_once(number: int, _: FrameType | None) -> None:
+        os._exit(128 + number)
 
     def stop_once() -> None:
-        restore()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, end_at_once)
         stop.set()
 
     for number in numbers:
@@ -35,7 +44,39 @@ def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
     try:
         yield
     finally:
-        restore()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as an exit would, temporary files included; in the first process of a container, too."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`; None once `stop` is set before it comes, and `work` has been cancelled."""
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return await task
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return None
+    finally:
+        stopping.cancel()
+        task.cancel()
 
 
 @contextlib.asynccontextmanager

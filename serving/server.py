@@ -1,7 +1,7 @@
 """The serving process: opens its parts in order, serves, and closes them in reverse.
 
 Owns the life cycle. Starting: artifact, engine, store, core, listeners (health NOT_SERVING), warm-up,
-then ready. Stopping (SIGTERM or SIGINT; a second one ends the process at once): health NOT_SERVING,
+then ready. Stopping (SIGTERM or SIGINT, during warm-up, too; a second one ends the process at once): health NOT_SERVING,
 no new calls, calls in flight finish, the core drains, the store closes. Imports no torch.
 """
 
@@ -31,7 +31,7 @@ from serving.feedback.receipt import ReceiptSigner
 from serving.feedback_process import feedback
 from serving.ingest.ingestion import Ingestion
 from serving.ingest.redis_stream import RedisStreamSource
-from serving.lifecycle import in_background, serve_metrics, stopped_by_signals
+from serving.lifecycle import in_background, serve_metrics, stopped_by_signals, unless
 from serving.metrics.serving_metrics import ServingMetrics
 from serving.metrics.store_stats import StoreStatsCollector
 from serving.protocol.event_messages import EventMessages
@@ -71,10 +71,11 @@ async def serve(config: ServerConfig, ready: Callable[[Addresses], None]) -> Non
     """Serve until SIGTERM or SIGINT; calls `ready` once warm. Raises `ConfigError`, `ArtifactError`, `StoreUnavailable`."""
     stop = asyncio.Event()
     with stopped_by_signals(stop):
-        async with running_server(config) as addresses:
-            if not stop.is_set():
+        async with contextlib.AsyncExitStack() as stack:
+            addresses = await unless(stop, stack.enter_async_context(running_server(config)))
+            if addresses is not None:
                 ready(addresses)
-            await stop.wait()
+                await stop.wait()
             _LOG.info("stopping")
     _LOG.info("stopped")
 

@@ -70,8 +70,13 @@ class WarmUp:
         return min(fitting, key=self._flops.__getitem__, default=exact)
 
     def run_essential(self, session: Session, observe: Callable[[str, float, float], None]) -> None:
-        """Run what must be warm before the first request; `observe(graph, FLOPs, seconds)` hears of second uses."""
+        """Run what must be warm before the first request; `observe(graph, FLOPs, seconds)` hears of second uses.
+
+        Returns early once closed: nobody waits for it any more.
+        """
         for shape in self._shapes.essential:
+            if self._is_closed:
+                return
             self._run(session, shape)
             self._run(session, shape, observe)
 
@@ -91,7 +96,7 @@ class WarmUp:
         return bool(self._cold)
 
     def close(self) -> None:
-        """Prepare no more."""
+        """Run and prepare no more than is begun."""
         self._is_closed = True
 
     def _run(self, session: Session, shape: Shape, observe: Callable[[str, float, float], None] | None = None) -> None:

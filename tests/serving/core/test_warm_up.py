@@ -98,6 +98,15 @@ def test_before_anything_is_warm_the_exact_bucket_is_used(parts: tuple[ShapeBuck
     assert WarmUp(*parts).score_shape(1, 10) == ScoreShape(1, 24)
 
 
+def test_a_server_that_stops_while_it_starts_runs_no_more_shapes(
+    parts: tuple[ShapeBuckets, HostFeatures, FlopModel],
+) -> None:
+    warm_up, session = WarmUp(*parts), Shapes()
+    assert len(parts[0].essential) > 1
+    warm_up.run_essential(session, lambda graph, work, seconds: warm_up.close())
+    assert len(session.seen) == 2, "the shape that was begun, twice"
+
+
 def test_once_closed_no_more_shapes_are_prepared(parts: tuple[ShapeBuckets, HostFeatures, FlopModel]) -> None:
     warm_up, session = WarmUp(*parts), Shapes()
     warm_up.close()
