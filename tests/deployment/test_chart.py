@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -9,8 +10,20 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from shell_blocks import commands
 
-from loadtest.deployment.chart import CHART, KUBERNETES, PROFILES, InvalidManifest, Profile, find_helm, lint, render, validate
+from loadtest.deployment.chart import (
+    CHART,
+    KUBERNETES,
+    PROFILES,
+    ROOT,
+    InvalidManifest,
+    Profile,
+    find_helm,
+    lint,
+    render,
+    validate,
+)
 from serving.config import ServerConfig, load_config
 
 Manifest = dict[str, Any]
@@ -150,6 +163,25 @@ def keys_of(pod: Manifest, volume: str) -> set[str]:
     """What a volume takes of its Secret."""
     (secret,) = (found["secret"] for found in pod["volumes"] if found["name"] == volume)
     return {item["key"] for item in secret["items"]}
+
+
+def test_helm_takes_the_commands_that_are_written_down(helm: str) -> None:
+    comment = "\n".join(line.removeprefix("#") for line in (CHART / "values-canary.yaml").read_text().splitlines()[:6])
+    first = comment.index("  helm")
+    texts = [(ROOT / "docs" / name).read_text() for name in ("deploy.md", "operate.md")]
+    texts.append(f"```bash\n{comment[first : comment.index('pool:')]}```")
+    found = [words for text in texts for words in commands(text, "helm")]
+    assert [words[1] for words in found] == ["upgrade", "upgrade", "rollback", "upgrade"]
+    for words in found:
+        assert words[words.index("-n") + 1] == "ranking", "the namespace of docs/deploy.md"
+        known = subprocess.run([helm, words[1], "--help"], capture_output=True, text=True, check=True, timeout=60).stdout
+        assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[a-z-]+", known))
+        if "--install" in words:
+            flags = [word for word in words[2:] if word not in ("--install", "--wait")]
+            subprocess.run([helm, "template", *flags], cwd=ROOT, capture_output=True, check=True, timeout=60)
+        else:
+            assert {"--wait", "--timeout"} <= set(words)
+            assert words[1] == "rollback" or "--reset-then-reuse-values" in words, "else what was set at first is lost"
 
 
 def test_mistakes_in_values_are_refused(helm: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from protocol_server import ProtocolServer, protocol_server, shop_schema
+from shell_blocks import commands
 
 from kunlun.cli import main
 
@@ -29,25 +29,15 @@ def server() -> Iterator[ProtocolServer]:
         yield running
 
 
-def blocks(language: str) -> list[str]:
-    """Code of the page."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
-
-
-def commands(program: str) -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [shlex.split(line) for line in lines if line.startswith(program + " ")]
-
-
 def test_the_python_example_runs(server: ProtocolServer, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     patient = code.replace(ADDRESS, server.address).replace("timeout_s=1.0", "timeout_s=30")
     exec(compile(patient, str(PAGE), "exec"), {})
     assert "INVALID_ARGUMENT [('candidates.keys" in capsys.readouterr().out
 
 
 def test_the_commands_run(server: ProtocolServer, capsys: pytest.CaptureFixture[str]) -> None:
-    found = commands("kunlun")
+    found = commands(PAGE.read_text(), "kunlun")
     assert [command[1] for command in found] == ["rank", "health"]
     for command in found:
         assert main([server.address if word == ADDRESS else word for word in command[1:]]) == 0
@@ -65,7 +55,11 @@ def test_a_call_can_be_made_of_what_reflection_says_alone(server: ProtocolServer
         for file in sorted(files, key=lambda file: len(file.dependency)):
             pool.Add(file)
         method = pool.FindServiceByName("kunlun.v1.Ranker").FindMethodByName("Rank")
-        text = next(command[command.index("-d") + 1] for command in commands("grpcurl") if command[-1].endswith("/Rank"))
+        text = next(
+            command[command.index("-d") + 1]
+            for command in commands(PAGE.read_text(), "grpcurl")
+            if command[-1].endswith("/Rank")
+        )
         message = json_format.Parse(text, message_factory.GetMessageClass(method.input_type)())
         call = channel.unary_unary(
             f"/{method.containing_service.full_name}/{method.name}",
@@ -81,7 +75,7 @@ def test_the_grpcurl_commands_run(server: ProtocolServer) -> None:
     program = shutil.which("grpcurl") or str(ROOT / "build" / "tools" / "grpcurl")
     if not Path(program).exists():
         pytest.skip("not verified here: grpcurl is not installed")
-    found = commands("grpcurl")
+    found = commands(PAGE.read_text(), "grpcurl")
     assert len(found) == 5
     for command in found:
         arguments = [server.address if word == ADDRESS else word for word in command[1:]]

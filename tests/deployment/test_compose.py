@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from shell_blocks import commands
 
 from loadtest.deployment.dockerfile import read_image
 from serving.config import load_config, receipt_keys
@@ -110,6 +111,29 @@ def test_the_rankers_configuration_is_one_that_the_server_takes(services: dict[s
     grace_s = float(services["ranker"]["stop_grace_period"].rstrip("s"))
     assert grace_s > config.shutdown_delay_s + config.shutdown_grace_s
     assert services["ranker"]["deploy"]["replicas"] == 2
+
+
+def test_the_commands_of_the_page_fit(services: dict[str, dict[str, Any]]) -> None:
+    found = commands((DEPLOY.parent / "docs" / "deploy.md").read_text(), "docker")
+    assert len(found) >= 5
+    for words in found:
+        assert words[:4] == ["docker", "compose", "-f", "deploy/compose.yaml"]
+        verb, rest = words[4], words[5:]
+        if verb == "up":
+            assert {word for word in rest if not word.startswith("-")} <= set(services)
+            continue
+        assert verb == "run", "nothing can be copied into what rankers mount"
+        at = next(i for i, word in enumerate(rest) if word in services)
+        name, options, arguments = rest[at], rest[:at], rest[at + 1 :]
+        assert "--no-deps" in options, "the demo need not run for it"
+        if "cp" in options:
+            mounts = [mount.split(":")[1] for mount in services[name]["volumes"] if not mount.endswith(":ro")]
+            assert arguments[-1] in mounts
+            served = [mount.split(":")[0] for mount in services["ranker"]["volumes"]]
+            assert [m.split(":")[0] for m in services[name]["volumes"] if m.split(":")[1] == arguments[-1]] <= served
+        else:
+            assert arguments[0] == "load"
+            assert arguments[-1] == services["ranker"]["environment"]["KUNLUN_STORE"]
 
 
 def environment_of(services: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:

@@ -19,6 +19,11 @@ from loadtest.prometheus_process import RULES
 COMPOSE = Path(__file__).parents[2] / "deploy" / "compose.yaml"
 
 
+def statistics(stats_address: str) -> list[str]:
+    with urllib.request.urlopen(f"http://{stats_address}/stats/prometheus", timeout=30) as reply:
+        return [line for line in reply.read().decode().splitlines() if not line.startswith("#")]
+
+
 def failed_calls(stats_address: str) -> float:
     """Calls that Envoy itself had to fail, by the selector of the alert."""
     rules = yaml.safe_load((RULES / "serving.rules.yaml").read_text())
@@ -26,10 +31,8 @@ def failed_calls(stats_address: str) -> float:
     name, labels = re.findall(r"(envoy_\w+)\{(.*?)\}", alert["expr"])[0]
     wanted = dict(re.findall(r'(\w+)=~?"(.*?)"', labels))
     assert set(wanted) == {"envoy_cluster_name", "envoy_response_code_class"}
-    with urllib.request.urlopen(f"http://{stats_address}/stats/prometheus", timeout=30) as reply:
-        lines = reply.read().decode().splitlines()
     total = 0.0
-    for line in lines:
+    for line in statistics(stats_address):
         if line.startswith(name + "{"):
             found = dict(re.findall(r'(\w+)="(.*?)"', line))
             if all(re.fullmatch(pattern, found.get(label, "")) for label, pattern in wanted.items()):
@@ -55,3 +58,6 @@ def test_envoy_is_found_live_and_counts_what_no_ranker_answered(tmp_path: Path) 
             return failed_calls(running.stats_address) >= 1
 
         wait_until(unanswered, "Envoy counted no failed call", 60)
+        named = set(re.findall(r"\benvoy_[a-z_]+", (COMPOSE.parents[1] / "docs" / "operate.md").read_text()))
+        assert len(named) >= 5
+        assert named <= {line.split("{")[0] for line in statistics(running.stats_address)}, "the runbook names what there is"
