@@ -1,18 +1,29 @@
-"""Runs kunlun commands as child processes, as a user would: a stage with its JSON figures, or a server until told to stop."""
+"""Runs kunlun commands as child processes, as a user would: a stage with its JSON figures, or a server until told to stop.
+
+And what other child processes need: free ports, waiting, an end.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+
+LOOPBACK = "127.0.0.1"
+PORTS = range(10_000, 32_768)
+"""Below those that the kernel hands out: one of these may be the local end of somebody's connection before its server listens."""
 
 
 class StageFailed(RuntimeError):
@@ -109,6 +120,27 @@ def serving(arguments: Sequence[str], workdir: Path, timeout_s: float = 120) -> 
         process.stop(may_be_dead=server.is_killed)
     finally:
         process.close()
+
+
+def free_ports(count: int, hosts: Sequence[str] = (LOOPBACK,), attempts: int = 1000) -> list[int]:
+    """Distinct ports of `PORTS` that nobody listens on at any of `hosts`; raises `OSError`.
+
+    Draw all that are needed at once: a port drawn later could be one that is drawn here and not listened on yet.
+    """
+    drawn = random.SystemRandom().sample(PORTS, attempts)  # tests may have seeded the other generator
+    found = list(islice((port for port in drawn if _is_free(port, hosts)), count))
+    if len(found) < count:
+        raise OSError(f"expected {count} ports that are free on {', '.join(hosts)}, found {len(found)} in {attempts} attempts")
+    return found
+
+
+def _is_free(port: int, hosts: Sequence[str]) -> bool:
+    try:
+        for host in hosts:
+            socket.create_server((host, port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def end(process: subprocess.Popen[Any], timeout_s: float = 10) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from loadtest.processes import end, wait_until
+from loadtest.processes import LOOPBACK, end, free_ports, wait_until
 
 RULES = Path(__file__).parents[1] / "deploy" / "prometheus"
 """Directory of the ``*.rules.yaml`` that we ship."""
@@ -29,7 +28,7 @@ class PrometheusProcess:
     """A running Prometheus."""
 
     def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}"
+        self._url = f"http://{LOOPBACK}:{port}"
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """Labels and value of every series that an instant query finds."""
@@ -75,10 +74,9 @@ def prometheus(directory: Path, targets: Sequence[str], window: str) -> Iterator
         "scrape_configs": [{"job_name": "kunlun", "static_configs": [{"targets": list(targets)}]}],
     }
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     arguments = [f"--config.file={directory / 'prometheus.yaml'}", f"--storage.tsdb.path={directory / 'data'}"]
-    arguments.append(f"--web.listen-address=127.0.0.1:{port}")
+    arguments.append(f"--web.listen-address={LOOPBACK}:{port}")
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(["prometheus", *arguments], stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -16,11 +16,9 @@ from typing import Any
 
 import yaml
 
-from loadtest.balancer.replicas import free_ports
-from loadtest.processes import end, wait_until
+from loadtest.processes import LOOPBACK, end, free_ports, wait_until
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "envoy" / "envoy.yaml"
-LOOPBACK = "127.0.0.1"
 RANKERS = ("rankers", "rankers_by_user")
 
 

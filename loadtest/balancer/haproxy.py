@@ -11,11 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from loadtest.balancer.replicas import free_ports
-from loadtest.processes import wait_until
+from loadtest.processes import LOOPBACK, end, free_ports, wait_until
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
-LOOPBACK = "127.0.0.1"
 BIND = re.compile(r"^frontend (\w+)\n    bind :\d+", re.MULTILINE)
 CHECKS = re.compile(r"^    option tcp-check\n(?:    tcp-check .*\n)+", re.MULTILINE)
 TEMPLATE = re.compile(r"^    server-template .*$", re.MULTILINE)
@@ -102,5 +100,4 @@ def haproxy(workdir: Path, replicas: Sequence[str]) -> Iterator[HAProxyProcess]:
         wait_until(is_live, "haproxy did not start", 60)
         yield running
     finally:
-        process.kill()
-        process.wait()
+        end(process)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import secrets
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from loadtest.processes import RunningServer, ServerProcess
+from loadtest.processes import RunningServer, ServerProcess, free_ports
 from loadtest.prometheus_text import Sample, scrape
 from loadtest.store_process import store_process
 
@@ -93,23 +92,3 @@ def start_all(replicas: Sequence[Replica]) -> None:
         replica.start()
     for replica in replicas:
         replica.wait_until_ready()
-
-
-def free_ports(count: int, hosts: Sequence[str] = ("127.0.0.1",), attempts: int = 100) -> list[int]:
-    """Distinct ports, each free on every one of `hosts`."""
-    found: list[int] = []
-    with ExitStack() as stack:
-        for _ in range(attempts):
-            sockets: list[socket.socket] = []
-            try:
-                for host in hosts:
-                    sockets.append(socket.create_server((host, sockets[0].getsockname()[1] if sockets else 0)))
-                found.append(sockets[0].getsockname()[1])
-            except OSError:
-                continue
-            finally:
-                for opened in sockets:
-                    stack.enter_context(opened)  # held until all are found
-            if len(found) == count:
-                return found
-    raise OSError(f"expected {count} ports that are free on {', '.join(hosts)}, found {len(found)} in {attempts} attempts")

@@ -15,7 +15,7 @@ import yaml
 from protocol_server import protocol_server
 
 from loadtest.balancer import envoy
-from loadtest.balancer.replicas import free_ports
+from loadtest.processes import free_ports
 
 ITEMS = ["a", "b", "c"]
 BIDS = {"name": "bid", "float_values": {"values": [1.0, 2.0, 3.0]}}

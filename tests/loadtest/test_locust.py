@@ -15,8 +15,7 @@ import pytest
 import yaml
 from protocol_server import ProtocolServer, protocol_server
 
-from loadtest.balancer.replicas import free_ports
-from loadtest.processes import wait_until
+from loadtest.processes import free_ports, wait_until
 from loadtest.swarm.process import RANK_ONLY, command, headless
 from model.data.synthetic import synthetic_schema
 from model.data.synthetic_world import SyntheticConfig

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import redis
 
+from loadtest.processes import free_ports
 from model.config import parse_yaml
 from model.records import event_dtype
 from model.schema import Schema
@@ -139,22 +138,6 @@ def answers(client: redis.Redis) -> bool:
         return bool(client.ping())
     except (redis.ConnectionError, redis.BusyLoadingError):
         return False
-
-
-def free_ports(count: int) -> list[int]:
-    """Distinct loopback ports that nobody listens on, below those that the kernel hands out.
-
-    A port of the kernel's own range may be the local end of somebody's connection before its server listens on it.
-    """
-    ports: dict[int, None] = {}
-    while len(ports) < count:
-        port = random.SystemRandom().randrange(10_000, 32_768)  # tests may have seeded the other one
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                ports[port] = None
-    return list(ports)
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
-from store_fixtures import SCHEMA, cluster, debian_server, event, free_ports
+from store_fixtures import SCHEMA, cluster, debian_server, event
 
+from loadtest.processes import free_ports
 from serving.core.errors import StoreUnavailable
 from serving.store.base import RankInputs
 from serving.store.keys import version_key
