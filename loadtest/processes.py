@@ -20,10 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-
 LOOPBACK = "127.0.0.1"
 PORTS = range(10_000, 32_768)
-"""Below those that the kernel hands out: one of these may be the local end of somebody's connection before its server listens."""
+"""Below those that the kernel hands out: such a one may be the local end of a connection before its server listens."""
 
 
 class StageFailed(RuntimeError):

@@ -12,10 +12,9 @@ from typing import Any
 from loadtest.balancer.envoy import envoy
 from loadtest.balancer.figures import wait_until_taken_in
 from loadtest.balancer.haproxy import haproxy
-from loadtest.balancer.killed_replica import killed_replica
+from loadtest.balancer.in_turn import SHUTDOWN_DELAY_S, killed_replica, rolling_restart
 from loadtest.balancer.new_replica import new_replica, new_replica_by_connection
 from loadtest.balancer.replicas import FEW_SHAPES, Replica, replica_set, start_all
-from loadtest.balancer.rolling_restart import SHUTDOWN_DELAY_S, rolling_restart
 from loadtest.balancer.slow_replica import slow_replica
 from loadtest.balancer.traffic import Source
 from loadtest.balancer.user_affinity import user_affinity

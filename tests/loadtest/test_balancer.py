@@ -12,10 +12,9 @@ import pytest
 from kunlun.client import Client, RankQuery
 from loadtest.balancer import envoy, haproxy
 from loadtest.balancer.figures import answered_by
-from loadtest.balancer.killed_replica import killed_replica
+from loadtest.balancer.in_turn import killed_replica, rolling_restart
 from loadtest.balancer.new_replica import new_replica
 from loadtest.balancer.replicas import FEW_SHAPES, Replica
-from loadtest.balancer.rolling_restart import rolling_restart
 from loadtest.balancer.scenario import behind
 from loadtest.balancer.slow_replica import slow_replica
 from loadtest.balancer.traffic import Balancer, Source
