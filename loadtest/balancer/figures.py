@@ -14,6 +14,9 @@ from loadtest.openloop.generator import Sample
 from loadtest.processes import wait_until
 from loadtest.prometheus_text import total
 
+HURRIED_S = 0.5
+"""A call that waits longer has met a slow replica; Envoy sends it to another one then."""
+
 
 def failures(sample: Sample) -> dict[str, int]:
     """How many calls ended with which code, but OK."""
@@ -31,6 +34,12 @@ def common(sample: Sample) -> dict[str, Any]:
         "p50_ms": round(p50, 1),
         "p99_ms": round(p99, 1),
     }
+
+
+def waits(sample: Sample) -> dict[str, Any]:
+    """What calls had to wait at worst, and the share of those that waited for more than half a second."""
+    waited = sample.latency_s
+    return {"over_half_a_second": round(float((waited > HURRIED_S).mean()), 4), "longest_s": round(float(waited.max()), 2)}
 
 
 def answered_by(replicas: Sequence[Replica]) -> list[float]:

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from loadtest.balancer.traffic import BY_LOAD, BY_USER
 from loadtest.processes import LOOPBACK, end, free_ports, wait_until
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 BIND = re.compile(r"^frontend (\w+)\n    bind :\d+", re.MULTILINE)
 CHECKS = re.compile(r"^    option tcp-check\n(?:    tcp-check .*\n)+", re.MULTILINE)
 TEMPLATE = re.compile(r"^    server-template .*$", re.MULTILINE)
-BACKENDS = ("rankers", "rankers_by_user")
+BACKENDS = (BY_LOAD, BY_USER)
 CONNECTIONS = """
 # What a balancer of connections does (a Kubernetes Service with a readiness probe): it never looks inside one.
 defaults
@@ -44,15 +45,19 @@ class HAProxyProcess:
         self.by_connection = f"{LOOPBACK}:{ports['by_connection']}"
         self._stats, self._replicas = f"http://{LOOPBACK}:{ports['stats']}/stats;csv", replicas
 
-    def healthy(self) -> set[str]:
+    def healthy(self, sets: Sequence[str] = BACKENDS) -> set[str]:
         """Addresses of the replicas that get calls."""
-        up = [{row["svname"] for row in self._servers(b) if row["status"].startswith("UP")} for b in BACKENDS]
+        up = [{row["svname"] for row in self._servers(backend) if row["status"].startswith("UP")} for backend in sets]
         return {self._replicas[int(name[1:])] for name in set.intersection(*up)}
 
     def repeated(self) -> int:
         """Calls that HAProxy has sent once more so far."""
         rows = [row for backend in BACKENDS for row in self._servers(backend)]
         return sum(int(row["wretr"] or 0) + int(row["wredis"] or 0) for row in rows)
+
+    def ejected(self) -> int:
+        """Never: health checks alone take a replica out."""
+        return 0
 
     def _servers(self, backend: str) -> list[dict[str, str]]:
         return [row for row in self._rows() if row["# pxname"] == backend and re.fullmatch(r"r\d+", row["svname"])]
@@ -72,6 +77,14 @@ class HAProxyProcess:
 def is_installed() -> bool:
     """Whether there is a HAProxy on this machine."""
     return shutil.which("haproxy") is not None
+
+
+def version() -> str | None:
+    """Of the HAProxy that is installed; None: there is none."""
+    if not is_installed():
+        return None
+    said = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, timeout=60, check=True).stdout
+    return said.split()[2]  # HAProxy version 2.6.12-1+deb12u3 2025/10/03 - https://haproxy.org/
 
 
 @contextmanager

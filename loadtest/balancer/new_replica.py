@@ -15,9 +15,14 @@ from loadtest.balancer.traffic import Balancer, Source
 CHANNELS = 12
 """Connections of the callers."""
 
-WINDOW_S, STEP_S = 2.0, 0.2
+WINDOW_S, WINDOW_CALLS, STEP_S = 2.0, 30, 0.2
+"""Calls are counted over a window of at least that time and as many of them, every step."""
+
 ENOUGH = 0.8
 """Part of its fair share, over a window, from which a replica is taken to have it: counts of a few dozen calls scatter."""
+
+Counts = tuple[float, list[float]]
+"""A time, and what each replica has answered until then."""
 
 
 def new_replica(balancer: Balancer, replicas: Sequence[Replica], source: Source, calls: int, rate: float) -> dict[str, Any]:
@@ -32,6 +37,24 @@ def new_replica_by_connection(
     return _joins(balancer.by_connection, replicas, source, calls, rate)
 
 
+def share_of_last(counts: deque[Counts]) -> float | None:
+    """Share of the last replica over the latest window; None: it is not full yet. Drops counts from before that window."""
+    while len(counts) > 1 and _is_full(counts[1], counts[-1]):
+        counts.popleft()
+    if not _is_full(counts[0], counts[-1]):
+        return None
+    rise = _rise(counts[0], counts[-1])
+    return rise[-1] / sum(rise)
+
+
+def _is_full(first: Counts, last: Counts) -> bool:
+    return last[0] - first[0] >= WINDOW_S and sum(_rise(first, last)) >= WINDOW_CALLS
+
+
+def _rise(first: Counts, last: Counts) -> list[float]:
+    return [late - early for early, late in zip(first[1], last[1], strict=True)]
+
+
 def _joins(address: str, replicas: Sequence[Replica], source: Source, calls: int, rate: float) -> dict[str, Any]:
     share_s: float | None = None
     old, new = replicas[:-1], replicas[-1]
@@ -41,14 +64,11 @@ def _joins(address: str, replicas: Sequence[Replica], source: Source, calls: int
         new.start()
         new.wait_until_ready()
         ready = time.monotonic()
-        counts: deque[tuple[float, list[float]]] = deque()
+        counts: deque[Counts] = deque()
         while traffic.is_running and time.monotonic() - ready < LIMIT_S:
             counts.append((time.monotonic(), answered_by(replicas)))
-            while counts[-1][0] - counts[0][0] > WINDOW_S:
-                counts.popleft()
-            rise = [late - early for early, late in zip(counts[0][1], counts[-1][1], strict=True)]
-            share = rise[-1] / max(1.0, sum(rise))
-            if share >= ENOUGH / len(replicas):
+            share = share_of_last(counts)
+            if share is not None and share >= ENOUGH / len(replicas):
                 share_s = round(time.monotonic() - ready, 1)
                 break
             time.sleep(STEP_S)

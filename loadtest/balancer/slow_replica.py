@@ -6,16 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest.balancer.figures import answered_by, common, wait_until_flowing, wait_until_taken_in
+from loadtest.balancer.figures import answered_by, common, wait_until_flowing, wait_until_taken_in, waits
 from loadtest.balancer.replicas import LIMIT_S, Replica
-from loadtest.balancer.traffic import Balancer, Source
+from loadtest.balancer.traffic import BY_LOAD, Balancer, Source
 from loadtest.processes import wait_until
 
 OUT_S = 5.0
 """How long it stays out after the balancer has noticed."""
-
-HURRIED_S = 0.5
-"""A call that waits longer has met the silent replica; Envoy sends it to another one then."""
 
 
 def slow_replica(
@@ -30,7 +27,9 @@ def slow_replica(
         victim.freeze()
         try:
             wait_until(
-                lambda: victim.address not in balancer.healthy(), f"{balancer.name} did not eject the silent replica", LIMIT_S
+                lambda: victim.address not in balancer.healthy([BY_LOAD]),
+                f"{balancer.name} did not eject the silent replica",
+                LIMIT_S,
             )
             ejected_s = time.monotonic() - frozen
             time.sleep(out_s)
@@ -41,11 +40,9 @@ def slow_replica(
         back_s = time.monotonic() - thawed
         traffic.stop()
         sample = traffic.sample
-    waited = sample.latency_s[sample.latency_s > HURRIED_S]
     return common(sample) | {
         "ejected_after_s": round(ejected_s, 1),
         "back_after_s": round(back_s, 1),
-        "over_half_a_second": len(waited),
-        "longest_s": round(float(sample.latency_s.max()), 2),
+        **waits(sample),
         "repeated": balancer.repeated() - repeated,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +19,10 @@ DEADLINE_MS = 30_000.0
 """Generous: what is asked here is whether a call is lost."""
 
 
+BY_LOAD, BY_USER = "rankers", "rankers_by_user"
+"""The two sets of replicas that a balancer keeps, one for each way of choosing, each with health checks of its own."""
+
+
 class Balancer(Protocol):
     """What Envoy and HAProxy have in common here."""
 
@@ -26,12 +30,16 @@ class Balancer(Protocol):
     address: str
     by_user: str
 
-    def healthy(self) -> set[str]:
-        """Addresses of the replicas that get calls."""
+    def healthy(self, sets: Sequence[str] = (BY_LOAD, BY_USER)) -> set[str]:
+        """Addresses of the replicas that get calls, in all of these sets."""
         ...
 
     def repeated(self) -> int:
         """Calls that it has sent once more so far."""
+        ...
+
+    def ejected(self) -> int:
+        """How often it has put a replica aside for what became of its calls."""
         ...
 
 
@@ -43,7 +51,7 @@ class Traffic:
     process: Future[subprocess.Popen[str]]
 
     def stop(self) -> None:
-        """No more calls; those in flight are waited for."""
+        """No more calls; those in flight are waited for. Raises what has kept the generator from starting."""
         self.process.result().send_signal(signal.SIGTERM)
 
     @property
@@ -71,7 +79,12 @@ class Source:
             process = Future[subprocess.Popen[str]]()
 
             def run() -> Sample:
-                return generate(address, workload, messages=self.messages, channels=channels, started=process.set_result)[1]
+                try:
+                    return generate(address, workload, messages=self.messages, channels=channels, started=process.set_result)[1]
+                except BaseException as error:
+                    if not process.done():  # nobody waits for a process that was never started
+                        process.set_exception(error)
+                    raise
 
             traffic = Traffic(pool.submit(run), process)
             try:
