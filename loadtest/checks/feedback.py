@@ -247,15 +247,15 @@ def main() -> int:
     arguments = parser.parse_args()
     fleet = cache(lambda: fleet_checks(arguments.data, arguments.workdir))
     return run_checks(
-        [
-            lambda: asyncio.run(cost_check()),
-            served_log_check,
-            drift_check,
-            lambda: fleet()[0],
-            lambda: fleet()[1],
-            lambda: down_sampling_check(arguments.data, arguments.workdir),
-            lambda: simulate(runs=20, null_runs=200, seed=CANARY_SEED),
-        ]
+        {
+            "cost": lambda: asyncio.run(cost_check()),
+            "served_log_cost": served_log_check,
+            "drift": drift_check,
+            "fleet": lambda: fleet()[0],
+            "training_log": lambda: fleet()[1],
+            "down_sampling": lambda: down_sampling_check(arguments.data, arguments.workdir),
+            "canary_simulation": lambda: simulate(runs=20, null_runs=200, seed=CANARY_SEED),
+        }
     )
 
 

@@ -211,7 +211,7 @@ def main() -> int:
         "online_ne": lambda: online_ne(bench, arguments.seconds),
         "shapes": lambda: shapes(bench),
     }
-    return run_checks([step for name, step in steps.items() if arguments.only in (None, name)])
+    return run_checks({name: step for name, step in steps.items() if arguments.only in (None, name)})
 
 
 if __name__ == "__main__":

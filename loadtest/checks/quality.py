@@ -16,7 +16,6 @@ from pathlib import Path
 from loadtest.checks.check import run_checks
 from loadtest.checks.quality_log import LogQuality
 from loadtest.checks.quality_synthetic import SyntheticQuality
-from loadtest.processes import StageFailed
 
 SEEDS = 3
 
@@ -34,13 +33,9 @@ def main() -> int:
     arguments = parser.parse_args()
     seeds = range(1 if arguments.fast else SEEDS)
     with nullcontext(arguments.workdir) if arguments.workdir else tempfile.TemporaryDirectory(prefix="kunlun-quality-") as path:
-        try:
-            if arguments.data is None:
-                return run_checks(SyntheticQuality(Path(path), "fast" if arguments.fast else "full").checks())
-            return run_checks(LogQuality(arguments.data, Path(path), seeds).checks())
-        except StageFailed as error:
-            print(error, file=sys.stderr)
-            return 2
+        if arguments.data is None:
+            return run_checks(SyntheticQuality(Path(path), "fast" if arguments.fast else "full").checks())
+        return run_checks(LogQuality(arguments.data, Path(path), seeds).checks())
 
 
 if __name__ == "__main__":

@@ -64,9 +64,14 @@ class LogQuality:
     config: Path = CONFIG
     tested: dict[str, list[TaskDraws]] = field(default_factory=dict)
 
-    def checks(self) -> list[Callable[[], Check]]:
-        """What is promised, in order."""
-        return [self.trained, self.refitted, self.against_regression, self.metarank]
+    def checks(self) -> dict[str, Callable[[], Check]]:
+        """What is promised, by name and in order."""
+        return {
+            "trained": self.trained,
+            "refitted": self.refitted,
+            "against_logistic_regression": self.against_regression,
+            "metarank_split": self.metarank,
+        }
 
     def trained(self) -> Check:
         """Trained on the training part alone."""

@@ -64,9 +64,9 @@ class SyntheticQuality:
     size_name: str
     tested: dict[str, TaskDraws] = field(default_factory=dict)
 
-    def checks(self) -> list[Callable[[], Check]]:
-        """What is promised, in order."""
-        return [self.over_bayes, self.gap_closed]
+    def checks(self) -> dict[str, Callable[[], Check]]:
+        """What is promised, by name and in order."""
+        return {"over_bayes": self.over_bayes, "gap_closed": self.gap_closed}
 
     def over_bayes(self) -> Check:
         """NE of Kunlun over that of the true probabilities; for the reduced size, its share of the gap."""

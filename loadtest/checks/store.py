@@ -271,8 +271,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.checks.store", description=__doc__)
     parser.add_argument("--data", type=Path, help="log in Metarank's format for the skew check (default: synthetic)")
     arguments = parser.parse_args()
-    steps = [staleness, reads_and_bytes, append_cost, load_rate, lambda: skew(arguments.data)]
-    return run_checks([hit_rate, *(lambda step=step: asyncio.run(step()) for step in steps)])
+    return run_checks(
+        {
+            "near_cache_hit_rate": hit_rate,
+            "item_staleness": lambda: asyncio.run(staleness()),
+            "read_latency_and_bytes": lambda: asyncio.run(reads_and_bytes()),
+            "append_cost": lambda: asyncio.run(append_cost()),
+            "load_rate": lambda: asyncio.run(load_rate()),
+            "skew": lambda: asyncio.run(skew(arguments.data)),
+        }
+    )
 
 
 if __name__ == "__main__":

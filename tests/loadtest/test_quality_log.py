@@ -58,7 +58,7 @@ def test_a_clear_taste_shows_in_every_figure(tmp_path: Path) -> None:
     config = tmp_path / "quick.yaml"
     config.write_text(CONFIG)
     quality = LogQuality(write_films(tmp_path / "films.jsonl"), tmp_path / "work", range(1), config)
-    trained, refitted, against, metarank = (step() for step in quality.checks())
+    trained, refitted, against, metarank = (step() for step in quality.checks().values())
     for check in (trained, refitted):
         assert check.figures["ne"]["value"] < 0.6
         assert check.figures["ne"]["low"] < check.figures["ne"]["value"] < check.figures["ne"]["high"]

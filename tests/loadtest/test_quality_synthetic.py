@@ -19,7 +19,7 @@ def test_sizes_keep_the_worlds_length_of_histories() -> None:
 def test_figures_follow_from_each_other_and_models_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality_synthetic, "SIZES", {"fast": Size(400, 50, 2, 1, 16, ("kunlun", "logistic regression"))})
     quality = SyntheticQuality(tmp_path, "fast")
-    over, gap = (check() for check in quality.checks())
+    over, gap = (check() for check in quality.checks().values())
     kunlun = gap.figures["kunlun"]
     assert over.figures["ne_expected"] == kunlun["ne_expected"]
     assert over.figures["over_bayes_percent"]["value"] == pytest.approx(
