@@ -71,7 +71,7 @@ kernels-check: $(STAMP) ## all about the kernels that needs no GPU: interpreter 
 trt-check: $(STAMP) ## TensorRT without a GPU: plugin, parser, plans of tiny, small, ref-m (needs TENSORRT_ROOT, extra trt-check); PAGE=1
 	$(BIN)/python -m loadtest.checks.tensorrt $(if $(PAGE),--page)
 
-balancer-check: $(STAMP) ## replicas behind Envoy and HAProxy: restarted, killed, silent, new, users in place; PAGE=1 writes docs/balancing.md
+balancer-check: $(STAMP) ## replicas behind Envoy and HAProxy: restarted, killed, silent, slow, new, users in place; PAGE=1 writes docs/balancing.md
 	KUNLUN_TEST_BALANCING=1 $(BIN)/python -m pytest tests/loadtest/test_balancer.py
 	$(BIN)/python -m loadtest.checks.balancer $(if $(PAGE),--page)
 

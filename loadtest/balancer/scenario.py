@@ -15,6 +15,7 @@ from loadtest.balancer.in_turn import SHUTDOWN_DELAY_S, killed_replica, rolling_
 from loadtest.balancer.new_replica import new_replica, new_replica_by_connection
 from loadtest.balancer.replicas import FEW_SHAPES, Replica, replica_set, start_all
 from loadtest.balancer.slow_replica import slow_replica
+from loadtest.balancer.throttled_replica import throttled_replica
 from loadtest.balancer.traffic import Source
 from loadtest.balancer.user_affinity import user_affinity
 from loadtest.bench import Bench
@@ -103,6 +104,14 @@ SCENARIOS = (
     Scenario(
         "slow_replica", "0 failed, ejected within 5 s", slow_replica, lambda f: _none_failed(f) and f["ejected_after_s"] <= 5
     ),
+    Scenario(
+        "throttled_replica",
+        "0 failed, ejected for its calls",
+        throttled_replica,
+        lambda f: _none_failed(f) and f["ejected_after_s"] is not None and f["ejections"] > 0,
+        only="Envoy",
+    ),
+    Scenario("throttled_replica", "0 failed", throttled_replica, _none_failed, only="HAProxy"),
     Scenario(
         "new_replica",
         WITHIN_AGE,

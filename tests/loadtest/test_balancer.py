@@ -1,4 +1,4 @@
-"""Two real servers behind a real Envoy: one is restarted, killed, silent; users stay where their state is. Then HAProxy."""
+"""Real servers behind a real Envoy: one is restarted, killed, silent, slow; users stay where their state is. Then HAProxy."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from loadtest.balancer.new_replica import new_replica
 from loadtest.balancer.replicas import FEW_SHAPES, Replica
 from loadtest.balancer.scenario import behind
 from loadtest.balancer.slow_replica import slow_replica
+from loadtest.balancer.throttled_replica import throttled_replica
 from loadtest.balancer.traffic import Balancer, Source
 from loadtest.openloop.messages import write_messages
 from loadtest.openloop.workload import Workload
@@ -32,6 +33,9 @@ ITEMS = list(range(1, 9))
 BIDS = {"bid": [1.0] * len(ITEMS)}
 RATE, CALLS = 8.0, 4000
 """More calls than are needed: what happens to the replicas ends a run."""
+
+THROTTLED_RATE = 40.0
+"""Envoy judges a replica by ten calls and more."""
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,10 @@ def test_faults_of_replicas_behind_envoy_fail_no_call(behind_envoy: tuple[Balanc
     joined = new_replica(balancer, [*pair, spare], source, CALLS, RATE)
     assert lost(joined) == 0, joined
     assert joined["share_after_s"] is not None
+
+    throttled = throttled_replica(balancer, [*pair, spare], source, CALLS, THROTTLED_RATE)
+    assert lost(throttled) == 0, throttled
+    assert throttled["ejections"] > 0, throttled
 
 
 def test_a_user_stays_on_one_replica(behind_envoy: tuple[Balancer, list[Replica]]) -> None:

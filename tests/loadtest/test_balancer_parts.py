@@ -67,6 +67,7 @@ def test_a_scenario_that_a_balancer_does_not_have_is_no_step(check: BalancerChec
     monkeypatch.setattr("loadtest.checks.balancer.VERSIONS", {"Envoy": lambda: "1.40", "HAProxy": lambda: "2.6"})
     assert not dict(check.steps("new_replica_by_connection", "Envoy"))
     assert [*dict(check.steps("new_replica_by_connection", None))] == ["new_replica_by_connection/HAProxy"]
+    assert [*dict(check.steps("throttled_replica", None))] == ["throttled_replica/Envoy", "throttled_replica/HAProxy"]
 
 
 def test_a_scenario_that_ends_in_an_error_leaves_nothing_for_the_page(
