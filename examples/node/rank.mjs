@@ -2,15 +2,15 @@
 //
 //   npm ci && node rank.mjs localhost:50051 ann tea coffee cocoa
 //
-// Item ids that are numbers go into `ids` in place of `keys`, as the model's schema says (`item.id_type`). Request columns that it
-// declares (a bid for each item, say) come from the environment: COLUMNS='{"bid": [1, 0.5, 2]}'.
+// Item ids that are numbers go into `ids` in place of `keys`, as the model's schema says (`item.id_type`), and stay text in JavaScript,
+// whose numbers end at 2^53. Request columns that it declares (a bid for each item, say) come from the environment: COLUMNS='{"bid": [1, 0.5, 2]}'.
 import { fileURLToPath } from "node:url";
 import grpc from "@grpc/grpc-js";
 import protoLoader from "@grpc/proto-loader";
 
 const protos = fileURLToPath(new URL("../../proto", import.meta.url));
 const files = ["ranker", "events", "feedback"].map((name) => `kunlun/v1/${name}.proto`);
-const definition = protoLoader.loadSync(files, { includeDirs: [protos], keepCase: true, longs: Number, enums: String });
+const definition = protoLoader.loadSync(files, { includeDirs: [protos], keepCase: true, longs: String, enums: String });
 const { kunlun } = grpc.loadPackageDefinition(definition);
 
 const [server, user, ...items] = process.argv.slice(2);
@@ -39,7 +39,7 @@ function call(client, method, request, timeoutMs = 5000) {
 }
 
 const numeric = items.every((item) => /^[0-9]+$/.test(item));
-const ids = (some) => (numeric ? { ids: some.map(Number) } : { keys: some });
+const ids = (some) => (numeric ? { ids: some } : { keys: some });
 const listed = (reply) => (numeric ? reply.items.ids : reply.items.keys);
 const columns = Object.entries(JSON.parse(process.env.COLUMNS ?? "{}"));
 const features = columns.map(([name, values]) => ({ name, float_values: { values } }));
@@ -47,8 +47,9 @@ const request = { user_id: user, candidates: ids(items), candidate_features: fea
 
 const first = await call(clients.ranker, "Rank", request);
 const best = listed(first)[0];
+const shown = listed(first).map((_, position) => position).slice(0, 2); // those that fit on this page
 await call(clients.feedback, "ReportOutcomes", {
-  outcomes: [{ receipt: first.receipt, shown: [0, 1], labels: [{ position: 0, task: first.scores[0].task }] }],
+  outcomes: [{ receipt: first.receipt, shown, labels: [{ position: 0, task: first.scores[0].task }] }],
 });
 const event = { event_id: `${first.request_id}:0`, user_id: user, type: "click", item: ids([best]) };
 const recorded = await call(clients.events, "RecordEvents", { events: [event] });

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -83,12 +84,13 @@ def test_the_grpcurl_commands_run(server: ProtocolServer) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_the_node_example_runs(server: ProtocolServer, request: pytest.FixtureRequest) -> None:
+@pytest.fixture(scope="module")
+def node_example(request: pytest.FixtureRequest) -> Path:
+    """The example with its packages installed, and proto/ where it looks for it."""
     if shutil.which("npm") is None:
         pytest.skip("not verified here: node and npm are not installed")
     assert request.config.cache is not None
     home = request.config.cache.mkdir("kunlun-node")
-    # The example finds proto/ beside it.
     place = home / "examples" / "node"
     place.mkdir(parents=True, exist_ok=True)
     for name in ("package.json", "package-lock.json", "rank.mjs"):
@@ -97,9 +99,27 @@ def test_the_node_example_runs(server: ProtocolServer, request: pytest.FixtureRe
     installed = subprocess.run(["npm", "ci", "--silent"], cwd=place, capture_output=True, text=True, check=False, timeout=300)
     if installed.returncode != 0:
         pytest.skip(f"not verified here: npm could not install @grpc/grpc-js: {installed.stderr.strip()[-200:]}")
-    command = ["node", "rank.mjs", server.address, "ann", "tea", "coffee", "cocoa"]
+    return place
+
+
+def ranked_by_node(place: Path, address: str, *items: str) -> dict[str, Any]:
+    command = ["node", "rank.mjs", address, "ann", *items]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def test_the_node_example_runs(server: ProtocolServer, node_example: Path) -> None:
+    figures = ranked_by_node(node_example, server.address, "tea", "coffee", "cocoa")
     assert sorted(figures["before"]) == sorted(figures["after"]) == ["cocoa", "coffee", "tea"]
     assert (figures["rung"], figures["history_length"], figures["model"]) == ("RUNG_FULL", 1, "shop 7")
+
+
+def test_node_ranks_one_item_whose_id_is_no_number_of_javascript(node_example: Path) -> None:
+    item = str(2**53 + 1)
+    schema = shop_schema(request_columns=[], value="p_click + p_like", item={"id_type": "int64", "table": "item"})
+    with protocol_server(schema) as running:
+        figures = ranked_by_node(node_example, running.address, item)
+    assert (figures["before"], figures["clicked"], figures["after"]) == ([item], item, [item])
+    assert figures["history_length"] == 1
