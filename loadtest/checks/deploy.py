@@ -15,8 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.checks.check import Check, run_checks
-from loadtest.deployment.chart import KUBERNETES, PROFILES, InvalidManifest, fetch_helm, lint, render, validate
-from loadtest.deployment.clean_root import LARGEST_ENVIRONMENT_MB, clean_root
+from loadtest.deployment.chart import (
+    KUBERNETES,
+    PROFILES,
+    InvalidManifest,
+    UnexpectedProgram,
+    fetch_helm,
+    lint,
+    render,
+    validate,
+)
+from loadtest.deployment.clean_root import LARGEST_ENVIRONMENT_MB, Transcript, clean_root
 from loadtest.processes import StageFailed
 from model.cli.console import note
 
@@ -37,7 +46,7 @@ def chart_check() -> Check:
             manifests += len(found)
             for version in KUBERNETES:
                 validate(found, version)
-    except (OSError, InvalidManifest, subprocess.CalledProcessError) as error:
+    except (OSError, InvalidManifest, UnexpectedProgram, subprocess.CalledProcessError) as error:
         return Check("chart", {"error": str(getattr(error, "stdout", "") or error)[-500:]}, target, False)
     return Check("chart", {"profiles": sorted(PROFILES), "manifests": manifests}, target, True)
 
@@ -59,22 +68,17 @@ def passed(tests: Sequence[str]) -> Check:
     return Check("tests", figures, TESTS_TARGET, done.returncode == 0 and passing > 0 and set(skipped) <= allowed)
 
 
-def clean_root_check(work: Path, transcript: Path | None) -> Check:
+def clean_root_check(work: Path, kept: Path | None) -> Check:
     """The image's scripts in a clean Debian, and a server in the result."""
-    lines: list[str] = []
-
-    def say(text: str) -> None:
-        lines.append(text)
-        note(text.replace("[", "\\["))
-
+    transcript = Transcript(lambda text: note(text.replace("[", "\\[")))
     size = f"/opt/kunlun of at most {LARGEST_ENVIRONMENT_MB} MB without compiler, pip and torch"
     target = f"{size}; serves as nobody with a read-only root, ranks what was loaded on the full rung, stops with status 0"
     try:
-        figures = clean_root(work, None, None, say)
+        figures = clean_root(work, None, None, transcript.say)
     except StageFailed as error:
         return Check("clean_root", {"error": str(error)[-500:]}, target, False)
-    if transcript is not None:
-        transcript.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if kept is not None:
+        transcript.write(kept)
     return Check("clean_root", figures, target, bool(figures.pop("ok")))
 
 

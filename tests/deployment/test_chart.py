@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 from functools import cache
@@ -14,13 +15,16 @@ from shell_blocks import commands
 
 from loadtest.deployment.chart import (
     CHART,
+    HELM_SHA256,
     KUBERNETES,
     PROFILES,
     ROOT,
     InvalidManifest,
     Profile,
+    UnexpectedProgram,
     find_helm,
     lint,
+    put_program,
     render,
     validate,
 )
@@ -182,6 +186,16 @@ def test_helm_takes_the_commands_that_are_written_down(helm: str) -> None:
         else:
             assert {"--wait", "--timeout"} <= set(words)
             assert words[1] == "rollback" or "--reset-then-reuse-values" in words, "else what was set at first is lost"
+
+
+def test_a_fetched_program_is_the_pinned_one_or_is_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "tools" / "helm"
+    with pytest.raises(UnexpectedProgram, match=f"helm: expected the program with SHA-256 {HELM_SHA256}, found "):
+        put_program(b"another", HELM_SHA256, target)
+    assert not target.exists()
+    put_program(b"#!/bin/sh\necho it", hashlib.sha256(b"#!/bin/sh\necho it").hexdigest(), target)
+    assert subprocess.run([target], capture_output=True, text=True, check=True, timeout=60).stdout == "it\n"
+    assert [file.name for file in target.parent.iterdir()] == ["helm"]
 
 
 def test_mistakes_in_values_are_refused(helm: str) -> None:
