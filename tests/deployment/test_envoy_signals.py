@@ -12,8 +12,7 @@ import yaml
 
 from kunlun.client import Client, KunlunError
 from loadtest.balancer import envoy
-from loadtest.balancer.replicas import free_ports
-from loadtest.processes import wait_until
+from loadtest.processes import free_ports, wait_until
 from loadtest.prometheus_process import RULES
 
 COMPOSE = Path(__file__).parents[2] / "deploy" / "compose.yaml"
