@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import gevent
+import gevent.monkey
 import gevent.pool
 import gevent.threadpool
 import numpy as np
@@ -34,6 +35,7 @@ further ones wait, which counts as lateness."""
 
 LEAST_S, CONNECT_S, INTRODUCE_S = 0.001, 30.0, 60.0
 _LOG = logging.getLogger(__name__)
+_thread_sleep: Callable[[float], None] = gevent.monkey.get_original("time", "sleep")
 
 
 class Worker:
@@ -117,6 +119,8 @@ class Worker:
         timeout_s, drawn = self.options.call_timeout_ms / 1e3, time.monotonic() if due is None else due
 
         def attempt() -> tuple[float, float, T | None, KunlunError | None]:
+            if (early_s := drawn - time.monotonic()) > 0:
+                _thread_sleep(early_s)
             sent = time.monotonic()
             try:
                 result, failure = work(client, max(LEAST_S, timeout_s - (sent - drawn))), None
