@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,8 @@ def online_ne(bench: Bench, seconds: float) -> Check:
     with _server(bench) as server:
         _, report = headless(server.address, VISITORS, seconds, world, cpu=CLIENT_CPU)
         clicks = report["clicks"]
-        bench.wait_for_outcomes(server, clicks["impressions"])
+        with suppress(TimeoutError):  # what is missing stands in the figures
+            bench.wait_for_outcomes(server, clicks["impressions"])
         page = scrape(f"http://{server.metrics}/metrics")
         sums = {f.name: total(page, f"kunlun_online_{f.name}_total", task=CLICK, **REPORTED) for f in fields(NEState)}
     counted = NEState(**sums)
@@ -98,7 +99,7 @@ def online_ne(bench: Bench, seconds: float) -> Check:
         "ne_server": round(counted.normalized_entropy, 6),
         "ne_truth": clicks["ne_truth"],
         "calibration": clicks["calibration"],
-        "failed": sum(call["failed"] for call in report["calls"].values()),
+        "errors": report["errors"],
         "faults": report["faults"],
     }
     same = figures["impressions"] == figures["impressions_counted"] and figures["clicked"] == figures["clicked_counted"]

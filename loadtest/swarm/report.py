@@ -41,6 +41,7 @@ def report(environment: Environment, measures: Measures, capacity: Capacity | No
     missed = [name for name, bound in targets.items() if (value := found[name]) is None or value > bound]
     ok = not missed and not measures.faults and sent > 0
     line: dict[str, Any] = {"ok": ok, "missed": missed, "faults": dict(measures.faults), "calls": calls, "stages": stages}
+    line["errors"] = {f"{e.name}: {e.error}": e.occurrences for e in environment.stats.errors.values()}
     line |= {"send_lag_p99_ms": lag, "valid": lag <= LATE_MS}
     if measures.served.examples:
         line["clicks"] = {

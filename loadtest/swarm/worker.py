@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -49,7 +50,7 @@ class Worker:
         self.environment, self.measures = environment, Measures()
         self.options: Any = environment.parsed_options
         self.visits, self.number = gevent.pool.Group(), 0
-        self.client: Client | None = None
+        self._idle: list[Client] = []
         self.population: Population | None = None
         self.capacity: Capacity | None = None
         self.is_over = False
@@ -66,8 +67,9 @@ class Worker:
     def _begin(self) -> None:
         options, host, index = self.options, self.environment.host or "", getattr(self.environment.runner, "worker_index", 0)
         workload_of(options, 0, 1.0, items=options.item_count)  # raises where options cannot be
-        self.client = Client(host, timeout_s=options.call_timeout_ms / 1e3, retries=0)
-        if not self._threads.apply(self.client.health, kwds={"timeout_s": CONNECT_S}):  # connects, so that no call has to
+        with self._client() as client:
+            is_serving = self._threads.apply(client.health, kwds={"timeout_s": CONNECT_S})  # connects, so that no call has to
+        if not is_serving:
             raise ValueError(f"host: expected a server that is serving, found none at {host!r}")
         self.rng = np.random.default_rng((options.load_seed, index))
         if options.world:
@@ -109,13 +111,26 @@ class Worker:
     def end(self) -> None:
         """The same, and disconnect."""
         self.finish()
-        if self.client is not None:
-            self.client.close()
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def _client(self) -> Iterator[Client]:
+        """One that no other call has: gevent's locks, which it gets in place of the system's, bear no second thread.
+
+        (All share gRPC's connections.)
+        """
+        try:
+            client = self._idle.pop()
+        except IndexError:
+            client = Client(self.environment.host or "", timeout_s=self.options.call_timeout_ms / 1e3, retries=0)
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
 
     def call(self, name: str, work: Callable[[Client, float], T], due: float | None = None) -> T | None:
         """Make a call and count it; None when it fails. `due`: the time drawn for it (`time.monotonic`), if one was."""
-        client = self.client
-        assert client is not None
         timeout_s, drawn = self.options.call_timeout_ms / 1e3, time.monotonic() if due is None else due
 
         def attempt() -> tuple[float, float, T | None, KunlunError | None]:
@@ -123,7 +138,8 @@ class Worker:
                 _thread_sleep(early_s)
             sent = time.monotonic()
             try:
-                result, failure = work(client, max(LEAST_S, timeout_s - (sent - drawn))), None
+                with self._client() as client:
+                    result, failure = work(client, max(LEAST_S, timeout_s - (sent - drawn))), None
             except KunlunError as error:
                 result, failure = None, error
             return sent, time.monotonic(), result, failure
