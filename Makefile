@@ -78,10 +78,10 @@ balancer-check: $(STAMP) ## replicas behind Envoy and HAProxy: restarted, killed
 locust-check: $(STAMP) ## Locust against the open-loop harness and the server's own counts: latencies, online NE, shapes, capacity
 	$(BIN)/python -m loadtest.checks.locust_load
 
-deploy-check: $(STAMP) ## images in a clean root (needs root), compose, chart, rules, dashboard, clients; PAGE=1 writes docs/clean_root.txt
+deploy-check: $(STAMP) ## all of deployment: images in a clean root (needs root), chart, clients, balancers, Locust; PAGE=1, ONLY=part
 	$(BIN)/python -c 'import kubernetes_validate' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[deploy]'
 	command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap; }
-	$(BIN)/python -m loadtest.checks.deploy $(if $(PAGE),--transcript docs/clean_root.txt)
+	$(BIN)/python -m loadtest.checks.deploy $(if $(PAGE),--page) $(if $(ONLY),--only $(ONLY))
 
 system-deps: ## the few Debian packages that some tests use (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus haproxy g++

