@@ -56,8 +56,6 @@ def serving_speeds(models: Mapping[str, TrainedModel], precision: str, rounds: i
         session, host = engine.open_session(), HostFeatures(artifact)
         caps = {history_size(e.name): e.cap for e in artifact.schema.events}
         users = host.zeros(host.encode_signature, {USERS: 1, **caps})
-        for event in artifact.schema.events:
-            users[f"{event.name}_length"][:] = event.cap
         candidates = host.zeros(host.score_signature, {REQUESTS: 1, CANDIDATE_ROWS: CANDIDATES})
         encode[name] = partial(session.run, ENCODE_USER, users)
         score[name] = partial(session.run, SCORE_CANDIDATES, candidates)

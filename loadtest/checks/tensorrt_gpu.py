@@ -218,8 +218,6 @@ class ServedEngine:
         shapes: list[tuple[str, str, Tensors]] = []
         for users in sorted({1, options.max_batch_users}):
             inputs = host.zeros(host.encode_signature, {USERS: users, **{history_size(e): cap for e, cap in caps.items()}})
-            for event, cap in caps.items():
-                inputs[f"{event}_length"][:] = cap
             shapes.append((f"encode_{users}_users", ENCODE_USER, inputs))
         for requests, candidates in ((1, 100), (4, 400), (options.max_batch_requests, options.max_batch_candidates)):
             if candidates <= options.max_batch_candidates and requests <= options.max_batch_requests:

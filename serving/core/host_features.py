@@ -21,7 +21,7 @@ from model.artifact import Artifact
 from model.features import gather
 from model.records import Records, feature_dtype
 from model.signature import REQUEST_INDEX, GraphSignature, encode_user_signature, score_candidates_signature
-from model.tensor_spec import CANDIDATES
+from model.tensor_spec import CANDIDATES, history_size
 
 Rows = dict[str, NDArray[Any]]
 ItemRows = NDArray[np.void]
@@ -115,11 +115,16 @@ class HostFeatures:
         )
 
     def zeros(self, signature: GraphSignature, sizes: Mapping[str, int]) -> Rows:
-        """All-zero inputs of a graph, for warm-up."""
-        return {
+        """All-zero inputs of a graph, for warm-up and measurements. Histories fill their steps: an engine of jagged rows does
+        the work, and takes the bucket, that `sizes` stand for."""
+        rows = {
             spec.name: np.zeros([sizes[s] if isinstance(s, str) else s for s in spec.shape], dtype=spec.dtype)
             for spec in signature.inputs
         }
+        for event in self.schema.events:
+            if (lengths := rows.get(f"{event.name}_length")) is not None:
+                lengths[:] = sizes[history_size(event.name)]
+        return rows
 
 
 def stack_users(users: Sequence[Rows], padded: int) -> Rows:

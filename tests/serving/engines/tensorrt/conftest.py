@@ -1,7 +1,8 @@
-"""An engine built by the stand-in, once."""
+"""An engine built by the stand-in, once, and opened on a made-up GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from model.artifact import Artifact
 from serving.core.options import CoreOptions
 from serving.core.shapes import ShapeBuckets
 from serving.engines.tensorrt.build import BuiltTensorRt, build
+from serving.engines.tensorrt.engine import TensorRtEngine
+from serving.engines.tensorrt.open import open_built
+from serving.engines.tensorrt.session import TensorRtSession
 from serving.engines.tensorrt.work import WorkPlan
 from serving.tuning.engine_work import encode_work, score_work
 from tests.serving.engines.tensorrt.stand_in import StandInRuntime
@@ -39,3 +43,20 @@ def built_here(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> 
     cache, runtime, work = tmp_path_factory.mktemp("tensorrt"), StandInRuntime(), jagged_work(artifact, OPTIONS)
     made = build(artifact, runtime, work, cache=cache, precision="f32", probe_width=64)
     return BuiltHere(cache, work, made, runtime)
+
+
+@pytest.fixture
+def runtime() -> StandInRuntime:
+    return StandInRuntime()
+
+
+@pytest.fixture
+def engine(artifact: Artifact, built_here: BuiltHere, runtime: StandInRuntime) -> Iterator[TensorRtEngine]:
+    engine = open_built(artifact, runtime, built_here.work, cache=built_here.cache, precision="f32", slots=1)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def session(engine: TensorRtEngine) -> TensorRtSession:
+    return engine.open_session()

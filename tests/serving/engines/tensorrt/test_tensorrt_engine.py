@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,23 +35,6 @@ from serving.engines.tensorrt.work import OutsideWork
 from tests.serving.engines.tensorrt.conftest import OPTIONS, BuiltHere, jagged_work
 from tests.serving.engines.tensorrt.stand_in import RuleBroken, StandInRuntime
 from tests.serving.random_artifact import random_inputs
-
-
-@pytest.fixture
-def runtime() -> StandInRuntime:
-    return StandInRuntime()
-
-
-@pytest.fixture
-def engine(artifact: Artifact, built_here: BuiltHere, runtime: StandInRuntime) -> Iterator[TensorRtEngine]:
-    engine = open_built(artifact, runtime, built_here.work, cache=built_here.cache, precision="f32", slots=1)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def session(engine: TensorRtEngine) -> TensorRtSession:
-    return engine.open_session()
 
 
 def encode_inputs(artifact: Artifact, users: int, rng: np.random.Generator, clicks: int = 64) -> dict[str, np.ndarray]:
