@@ -15,8 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from serving.engines.base import Engine, Session, Tensors
-from serving.engines.tensorrt.device import DeviceError
+from serving.engines.base import DeviceError, Engine, Session, Tensors
 
 FAILURES, PAUSE_S = 3, 30.0
 _LOG = logging.getLogger(__name__)
@@ -89,5 +88,7 @@ class BackedEngine:
 
     def close(self) -> None:
         """Close both."""
-        self._engine.close()
-        self._backup.close()
+        try:
+            self._engine.close()
+        finally:
+            self._backup.close()

@@ -16,6 +16,14 @@ from numpy.typing import NDArray
 Tensors = Mapping[str, NDArray[Any]]
 
 
+class DeviceError(RuntimeError):
+    """The device that an engine runs on has failed. `is_lost`: nothing works on it any more in this process."""
+
+    def __init__(self, message: str, *, is_lost: bool = False) -> None:
+        super().__init__(message)
+        self.is_lost = is_lost
+
+
 class Session(Protocol):
     """One execution context of both graphs.
 

@@ -6,26 +6,22 @@ done anything: host memory that they name must stay as it is, and may be read, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.engines.base import DeviceError
 from serving.engines.tensorrt.work import GraphWork
+
+_LOG = logging.getLogger(__name__)
 
 ALIGNMENT = 256
 """Bytes; what TensorRT asks of the address of a tensor."""
-
-
-class DeviceError(RuntimeError):
-    """The device, or TensorRT on it, has failed. `is_lost`: nothing works on it any more in this process."""
-
-    def __init__(self, message: str, *, is_lost: bool = False) -> None:
-        super().__init__(message)
-        self.is_lost = is_lost
 
 
 @dataclass(frozen=True)
@@ -126,6 +122,14 @@ class Runtime(Protocol):
 
     def load(self, device: Device, plan: Path) -> Program: ...
 
-    def describe(self, plan: Path) -> dict[str, Any]:
-        """What a built engine says of itself: layers, tensors, memory."""
-        ...
+
+def give_back(whose: str, releases: Iterable[Callable[[], None]]) -> None:
+    """Call every one of `releases`. A device that is lost fails them all, which nobody can mend: it is logged once."""
+    failures = []
+    for release in releases:
+        try:
+            release()
+        except DeviceError as error:
+            failures.append(error)
+    if failures:
+        _LOG.warning("%s: %d resource(s) could not be given back: %s", whose, len(failures), failures[0])

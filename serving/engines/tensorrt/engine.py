@@ -15,8 +15,8 @@ from pathlib import Path
 from model.artifact import Artifact, ArtifactError
 from model.signature import encode_user_signature, score_candidates_signature
 from serving.engines.cache import GRAPHS
-from serving.engines.tensorrt.device import Device, Program, Runtime
-from serving.engines.tensorrt.session import MAX_LANES, ModelForm, TensorRtSession, session_bytes
+from serving.engines.tensorrt.device import Device, Program, Runtime, give_back
+from serving.engines.tensorrt.session import ModelForm, TensorRtSession, session_bytes
 from serving.engines.tensorrt.work import WorkPlan, signatures
 
 TARGET = "tensorrt"
@@ -114,18 +114,14 @@ class TensorRtEngine:
             if not self._programs:
                 raise RuntimeError("the engine is closed")
             device = next(self._next)
-            session = TensorRtSession(
-                device, self._programs[device.index], self._form, max_lanes=MAX_LANES, uses_graphs=self._uses_graphs
-            )
+            session = TensorRtSession(device, self._programs[device.index], self._form, uses_graphs=self._uses_graphs)
             self._sessions.append(session)
             return session
 
     def close(self) -> None:
-        """Free all sessions and the weights."""
+        """Free all sessions and the weights, on devices that are not lost."""
         with self._lock:
             for session in self._sessions:
                 session.close()
-            for programs in self._programs.values():
-                for program in programs.values():
-                    program.close()
+            give_back("the weights", [program.close for programs in self._programs.values() for program in programs.values()])
             self._sessions, self._programs = [], {}

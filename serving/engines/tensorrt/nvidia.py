@@ -17,7 +17,8 @@ from cuda.bindings import runtime as cuda
 
 from kernels.tensorrt.loader import PluginError, find_plugin, register
 from model.artifact import ArtifactError
-from serving.engines.tensorrt.device import BuildRequest, Device, DeviceError, HostBlock
+from serving.engines.base import DeviceError
+from serving.engines.tensorrt.device import BuildRequest, Device, HostBlock
 from serving.engines.tensorrt.open import NoRuntime
 
 _STICKY = frozenset(

@@ -5,28 +5,29 @@ and waits for the stream with the interpreter lock released. Nothing is allocate
 as the largest bucket needs and shared by all buckets, as is the scratch memory, because a session runs one batch at a time.
 Copies overlap with compute across sessions: with two slots on a GPU one batch is on its way while another is computed.
 
-Buckets used longest ago give up their graph beyond `max_lanes`. `prepare` may run beside `run`: contexts are opened outside the
-lock, on a stream of their own, and only their first run and the capture keep a batch waiting.
+Every bucket keeps what it runs with; the engine's work plan says how many there are. `prepare` may run beside `run`: contexts
+are opened outside the lock, on a stream of their own, and only their first run and the capture keep a batch waiting. Where no
+CUDA graph can be captured a bucket's network is enqueued anew each time: slower, and as right.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
 from model.signature import ENCODE_USER, GraphSignature
-from serving.engines.base import Tensors
-from serving.engines.tensorrt.device import Device, DeviceError, Execution, HostBlock, Program
+from serving.engines.base import DeviceError, Tensors
+from serving.engines.tensorrt.device import Device, Execution, HostBlock, Program, give_back
 from serving.engines.tensorrt.staging import Layout, batch_sizes, jagged_sizes, lay, lay_jagged
 from serving.engines.tensorrt.work import GraphWork, shape_of
 
-MAX_LANES = 256
-"""Contexts and CUDA graphs that one session keeps: more than the buckets of default options."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,24 +67,16 @@ class TensorRtSession:
 
     fault = ""
 
-    def __init__(
-        self,
-        device: Device,
-        programs: Mapping[str, Program],
-        form: ModelForm,
-        *,
-        max_lanes: int = MAX_LANES,
-        uses_graphs: bool = True,
-    ) -> None:
+    def __init__(self, device: Device, programs: Mapping[str, Program], form: ModelForm, *, uses_graphs: bool = True) -> None:
         self.device, self._programs, self._form = device, programs, form
-        self._max_lanes, self._uses_graphs = max_lanes, uses_graphs
+        self._uses_graphs, self._has_warned, self._is_closed = uses_graphs, False, False
         self._lock, self._opening = threading.Lock(), threading.Lock()
-        self._lanes: OrderedDict[_Key, _Lane] = OrderedDict()
-        self._stream, self._side = device.open_stream(), device.open_stream()
+        self._lanes: dict[_Key, _Lane] = {}
+        self._streams: list[int] = []
+        self._held: list[Callable[[], None]] = []  # what gives back memory and streams, in the order of taking them
         given, made, scratch = session_bytes(programs, form)
-        self._blocks: list[HostBlock] = []
-        self._memory: list[int] = []
         try:
+            self._stream, self._side = self._open_stream(), self._open_stream()
             self._given, self._made = (self._pin(size) for size in (given, made))
             self._inputs, self._outputs, self._scratch = (self._allocate(size) for size in (given, made, scratch))
         except DeviceError:
@@ -97,12 +90,10 @@ class TensorRtSession:
     def run(self, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """Run `graph`; outputs have the rows of the batch and are the caller's to keep."""
         bucket = self._bucket(graph, inputs)
-        while True:
-            with self._lock:
-                if (lane := self._lanes.get(_key(graph, bucket))) is not None:
-                    self._lanes.move_to_end(_key(graph, bucket))
-                    return self._run(lane, graph, inputs)
-            self._make(graph, bucket)
+        self._make(graph, bucket)
+        with self._lock:
+            self._check_open()
+            return self._run(self._lanes[_key(graph, bucket)], graph, inputs)
 
     def _run(self, lane: _Lane, graph: str, inputs: Tensors) -> dict[str, NDArray[Any]]:
         self._lay(graph, inputs, lane)
@@ -116,26 +107,38 @@ class TensorRtSession:
         return {spec.name: lane.made[spec.name][: sizes[str(spec.shape[0])]].copy() for spec in built}
 
     def close(self) -> None:
-        """Free everything that the session holds on its device, once the bucket that is being prepared is there."""
+        """Give back everything that the session holds on its device, once the bucket that is being prepared is there.
+
+        Raises nothing on a device that is lost, and does nothing a second time.
+        """
         with self._opening, self._lock:
-            while self._lanes:
-                self._close(self._lanes.popitem()[1])
-            for address in self._memory:
-                self.device.free(address)
-            for block in self._blocks:
-                self.device.unpin(block)
-            self._memory, self._blocks = [], []
-            self.device.close_stream(self._stream)
-            self.device.close_stream(self._side)
+            if self._is_closed:
+                return
+            self._is_closed = True
+            ended = [partial(self.device.synchronize, stream) for stream in self._streams]  # of what a failed batch has left
+            lanes = [release for lane in self._lanes.values() for release in self._releases(lane)]
+            give_back(f"a session on {self.device.name}", [*ended, *lanes, *reversed(self._held)])
+            self._lanes.clear()
+            self._held.clear()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the session is closed")
+
+    def _open_stream(self) -> int:
+        stream = self.device.open_stream()
+        self._streams.append(stream)
+        self._held.append(partial(self.device.close_stream, stream))
+        return stream
 
     def _pin(self, size: int) -> HostBlock:
         block = self.device.pin(size)
-        self._blocks.append(block)
+        self._held.append(partial(self.device.unpin, block))
         return block
 
     def _allocate(self, size: int) -> int:
         address = self.device.allocate(size)
-        self._memory.append(address)
+        self._held.append(partial(self.device.free, address))
         return address
 
     def _is_jagged(self, graph: str) -> bool:
@@ -160,10 +163,12 @@ class TensorRtSession:
     def _make(self, graph: str, bucket: dict[str, int]) -> None:
         """What a bucket runs with, unless it is there. Its context runs once uncaptured: TensorRT sets itself up then."""
         key = _key(graph, bucket)
+        if key in self._lanes:  # without waiting for another bucket's
+            return
         with self._opening:
-            with self._lock:
-                if key in self._lanes:
-                    return
+            self._check_open()
+            if key in self._lanes:
+                return
             signature, work = self._form.built[graph], self._form.work[graph]
             shapes = {spec.name: shape_of(spec, bucket) for spec in signature.inputs}
             execution = self._programs[graph].open(work.profile(bucket), shapes, self._side)
@@ -173,11 +178,9 @@ class TensorRtSession:
                 try:
                     self._set_up(lane)
                 except DeviceError:
-                    execution.close()
+                    give_back(f"a context on {self.device.name}", self._releases(lane))
                     raise
                 self._lanes[key] = lane
-                if len(self._lanes) > self._max_lanes:
-                    self._close(self._lanes.popitem(last=False)[1])
 
     def _set_up(self, lane: _Lane) -> None:
         addresses = lane.inputs.addresses(self._inputs) | lane.outputs.addresses(self._outputs)
@@ -187,17 +190,29 @@ class TensorRtSession:
         self._enqueue(lane)
         self.device.synchronize(self._stream)
         if self._uses_graphs:
-            lane.graph = self.device.capture(self._stream, lambda: self._enqueue(lane))
+            lane.graph = self._captured(lane)
+
+    def _captured(self, lane: _Lane) -> int | None:
+        """The CUDA graph of a bucket; None where the device makes none."""
+        try:
+            return self.device.capture(self._stream, partial(self._enqueue, lane))
+        except DeviceError as error:
+            if error.is_lost:
+                raise
+            if not self._has_warned:
+                _LOG.warning("%s captures no CUDA graph: %s; batches enqueue the network anew", self.device.name, error)
+            self._has_warned = True
+            return None
 
     def _enqueue(self, lane: _Lane) -> None:
         self.device.upload(self._inputs, self._given, lane.inputs.size, self._stream)
         lane.execution.enqueue(self._stream)
         self.device.download(self._made, self._outputs, lane.outputs.size, self._stream)
 
-    def _close(self, lane: _Lane) -> None:
+    def _releases(self, lane: _Lane) -> Iterator[Callable[[], None]]:
         if lane.graph is not None:
-            self.device.close_graph(lane.graph)
-        lane.execution.close()
+            yield partial(self.device.close_graph, lane.graph)
+        yield lane.execution.close
 
 
 def _key(graph: str, bucket: Mapping[str, int]) -> _Key:

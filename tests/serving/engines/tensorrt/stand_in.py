@@ -25,7 +25,8 @@ import onnxruntime
 import openvino
 from onnx import TensorProto, helper, inliner
 
-from serving.engines.tensorrt.device import ALIGNMENT, BuildRequest, Device, DeviceError, HostBlock
+from serving.engines.base import DeviceError
+from serving.engines.tensorrt.device import ALIGNMENT, BuildRequest, Device, HostBlock
 
 POISON = 0xEE
 FIRST_ADDRESS = 0x7F00_0000_0000
@@ -43,7 +44,11 @@ class _Queued:
 
 
 class StandInDevice:
-    """One made-up GPU of `total_bytes`. `fail(error)` makes the next launch or enqueue fail as a device does."""
+    """One made-up GPU of `total_bytes`.
+
+    `fail(error)` makes the next launch or enqueue fail as a device does, and after an error that loses the device every call;
+    `capture_error`: what captures fail with.
+    """
 
     def __init__(self, index: int = 0, total_bytes: int = 1 << 30) -> None:
         self.index, self.name, self.sm, self.driver = index, "Stand-in", "sm_90", "13.0"
@@ -57,11 +62,13 @@ class StandInDevice:
         self._next = FIRST_ADDRESS
         self._recording: list[_Queued] | None = None
         self._failure: DeviceError | None = None
+        self.capture_error: DeviceError | None = None
 
     def fail(self, error: DeviceError) -> None:
         self._failure = error
 
     def allocate(self, size: int) -> int:
+        self._maybe_lost()
         if sum(map(len, self.memory.values())) + size > self.total_bytes:
             raise DeviceError("CUDA: cudaErrorMemoryAllocation: out of memory")
         address, self._next = self._next, self._next + -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT
@@ -70,25 +77,30 @@ class StandInDevice:
         return address
 
     def free(self, address: int) -> None:
+        self._maybe_lost()
         self._check(address in self.memory, f"free of {address:#x}, which is not allocated")
         self._check(not any(self.streams.values()), "free while a stream has work that may use it")
         del self.memory[address]
 
     def pin(self, size: int) -> HostBlock:
+        self._maybe_lost()
         block = HostBlock(next(self._handles), np.full(size, POISON, np.uint8))
         self.pinned[block.address] = block
         return block
 
     def unpin(self, block: HostBlock) -> None:
+        self._maybe_lost()
         self._check(not any(self.streams.values()), "unpinned while a stream has work that may use it")
         del self.pinned[block.address]
 
     def open_stream(self) -> int:
+        self._maybe_lost()
         stream = next(self._handles)
         self.streams[stream] = []
         return stream
 
     def close_stream(self, stream: int) -> None:
+        self._maybe_lost()
         self._check(not self.streams.pop(stream), "closed a stream with work on it")
 
     def upload(self, to: int, block: HostBlock, size: int, stream: int) -> None:
@@ -110,6 +122,8 @@ class StandInDevice:
     def capture(self, stream: int, work: Operation) -> int:
         self._check(self._recording is None, "capture inside capture")
         self._check(not self.streams[stream], "capture of a stream that still has work")
+        if self.capture_error is not None:
+            raise self.capture_error
         self._recording = []
         try:
             work()
@@ -127,9 +141,11 @@ class StandInDevice:
         self._enqueue(self.graphs[graph], stream)
 
     def close_graph(self, graph: int) -> None:
+        self._maybe_lost()
         del self.graphs[graph]
 
     def synchronize(self, stream: int) -> None:
+        self._maybe_lost()
         self._check(self._recording is None, "synchronized inside capture")
         queue, self.streams[stream] = self.streams[stream], []
         for queued in queue:
@@ -160,6 +176,10 @@ class StandInDevice:
                 self._check(address + size <= start + len(block), f"{size} bytes at {address:#x} leave their allocation")
                 return block[address - start : address - start + size]
         raise RuleBroken(f"{address:#x} is not allocated")
+
+    def _maybe_lost(self) -> None:
+        if self._failure is not None and self._failure.is_lost:
+            raise self._failure
 
     def _maybe_fail(self) -> None:
         if self._failure is not None:
@@ -276,9 +296,6 @@ class StandInRuntime:
     def load(self, device: Device, plan: Path) -> StandInProgram:
         assert isinstance(device, StandInDevice)
         return StandInProgram(device, plan)
-
-    def describe(self, plan: Path) -> dict[str, Any]:
-        return {"layers": 1}
 
 
 def archive(graph: Path, profiles: list[Any]) -> bytes:

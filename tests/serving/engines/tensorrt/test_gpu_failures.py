@@ -15,8 +15,8 @@ from serving.core.ranker import Ranker
 from serving.core.types import Rung
 from serving.engines import open as engines
 from serving.engines.backed import FAILURES, PAUSE_S, BackedEngine, BackedSession
+from serving.engines.base import DeviceError
 from serving.engines.tensorrt import open as tensorrt_open
-from serving.engines.tensorrt.device import DeviceError
 from serving.store.open import open_store
 from tests.serving.core.rank_fixtures import Recorder, by_candidate, request
 from tests.serving.engines.tensorrt.conftest import OPTIONS, BuiltHere

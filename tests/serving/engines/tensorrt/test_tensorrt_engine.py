@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,11 @@ from model.signature import (
     encode_user_signature,
     score_candidates_signature,
 )
+from serving.engines.base import DeviceError
 from serving.engines.cache import GRAPHS
 from serving.engines.open import open_engine
 from serving.engines.parity import check_parity
 from serving.engines.tensorrt.build import build
-from serving.engines.tensorrt.device import DeviceError
 from serving.engines.tensorrt.engine import TensorRtEngine, model_form
 from serving.engines.tensorrt.open import open_built
 from serving.engines.tensorrt.pieces import PiecewiseSession
@@ -118,12 +118,11 @@ def test_preparing_beside_a_running_session_changes_no_number(
     inputs = score_inputs(artifact, 1, 30, rng)
     wanted = session.run(SCORE_CANDIDATES, inputs)[PROBABILITIES]
     others = [score_inputs(artifact, requests, 4 * requests, rng) for requests in (1, 2, 3, 4)]
-    helper = threading.Thread(target=lambda: [session.prepare(SCORE_CANDIDATES, other) for other in others])
-    helper.start()
-    for _ in range(20):
-        np.testing.assert_array_equal(session.run(SCORE_CANDIDATES, inputs)[PROBABILITIES], wanted)
-    helper.join(timeout=60)
-    assert not helper.is_alive()
+    with ThreadPoolExecutor(1) as helper:
+        preparing = helper.submit(lambda: [session.prepare(SCORE_CANDIDATES, other) for other in others])
+        for _ in range(20):
+            np.testing.assert_array_equal(session.run(SCORE_CANDIDATES, inputs)[PROBABILITIES], wanted)
+        preparing.result(timeout=60)
 
 
 def test_without_cuda_graphs_the_numbers_are_the_same(
@@ -167,22 +166,6 @@ def test_memory_is_allocated_once_and_given_back(
     assert gpu.peak_bytes == before
     engine.close()
     assert (gpu.memory, gpu.pinned, gpu.streams, gpu.graphs) == ({}, {}, {}, {})
-
-
-def test_buckets_used_longest_ago_give_up_their_graphs(
-    artifact: Artifact, built_here: BuiltHere, runtime: StandInRuntime, engine: TensorRtEngine, rng: np.random.Generator
-) -> None:
-    gpu = runtime.gpus[0]
-    programs = {graph: runtime.load(gpu, built_here.built.path / f"{graph}.plan") for graph in GRAPHS}  # type: ignore[operator]
-    session = TensorRtSession(gpu, programs, model_form(artifact, built_here.work), max_lanes=2)
-    wanted = {}
-    for candidates in (24, 40, 80, 24):
-        inputs = score_inputs(artifact, 1, candidates, np.random.default_rng(candidates))
-        found = session.run(SCORE_CANDIDATES, inputs)[PROBABILITIES]
-        np.testing.assert_array_equal(found, wanted.setdefault(candidates, found))
-        assert len(gpu.graphs) <= 2
-    assert gpu.captures == 4
-    session.close()
 
 
 def test_an_engine_that_does_not_fit_is_refused_before_anything_is_allocated(artifact: Artifact, built_here: BuiltHere) -> None:
