@@ -120,10 +120,12 @@ class Ranker:
 
     async def close(self) -> None:
         """Drain, end the slots and forget every state. The engine and the store belong to the caller."""
-        await self.drain()
-        self._host_time.stop()
-        await self._scheduler.close()
-        self._states.clear()
+        try:
+            await self.drain()
+        finally:  # whoever closes the engine next counts on it that no slot runs
+            self._host_time.stop()
+            await self._scheduler.close()
+            self._states.clear()
 
     @property
     def cold_shapes(self) -> int:

@@ -72,7 +72,7 @@ class EngineSlot(Generic[Task, Outcome]):
     async def close(self) -> None:
         """Finish what was submitted and end the thread; work beside it may be left at its last step (`is_busy_beside`)."""
         self._tasks.put(None)
-        if self._thread.is_alive():
+        if self._thread.ident is not None:  # it was started; it may have ended since, and its helper not
             await asyncio.get_running_loop().run_in_executor(None, self._join)
 
     def _join(self) -> None:

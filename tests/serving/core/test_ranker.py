@@ -797,6 +797,23 @@ def test_drain_answers_what_is_in_flight_and_refuses_the_rest(play: Any) -> None
     play(scenario)
 
 
+def test_a_ranker_whose_closing_is_cut_short_still_ends_its_slots(play: Any) -> None:
+    """The engine is closed next, whose sessions must not be running."""
+
+    async def scenario(world: World) -> None:
+        ranker = Ranker(world.artifact, world.engine, world.store, OPTIONS, Recorder())
+        await ranker.start()
+        ranker._idle.clear()  # as with a request in flight
+        closing = asyncio.create_task(ranker.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert not any(slot._thread.is_alive() for slot in ranker._scheduler._slots)
+
+    play(scenario)
+
+
 def test_the_core_and_the_engine_need_no_torch() -> None:
     modules = "serving.core.ranker, serving.engines.open, serving.engines.openvino_engine, serving.cli.compile"
     code = f"import sys, {modules}; found = {{'torch', 'grpc'}} & set(sys.modules); assert not found, found"

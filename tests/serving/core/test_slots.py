@@ -65,6 +65,33 @@ def test_closing_finishes_what_was_submitted_and_leaves_the_helper_at_its_step(m
     assert not is_busy_beside()
 
 
+def test_closing_waits_for_the_helper_of_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it takes the last task between the two steps of closing: then nobody waited for the helper."""
+    monkeypatch.setattr(slots, "BESIDE_GRACE_S", LIMIT_S)
+    prepared = threading.Event()
+
+    async def close() -> None:
+        loop = asyncio.get_running_loop()
+        slot: EngineSlot[int, int] = EngineSlot(OneSession(), loop, lambda _, task: task, lambda *_: None, 0)
+        await slot.start(lambda _: None, beside=lambda _: prepared.wait(LIMIT_S) and None)
+        slot._tasks.put(None)
+        await asyncio.to_thread(slot._thread.join, LIMIT_S)
+        assert is_busy_beside()
+        loop.call_later(0.05, prepared.set)
+        await asyncio.wait_for(slot.close(), LIMIT_S)
+        assert not is_busy_beside()
+
+    asyncio.run(close())
+
+
+def test_closing_a_slot_that_was_never_started_returns() -> None:
+    async def close() -> None:
+        slot: EngineSlot[int, int] = EngineSlot(OneSession(), asyncio.get_running_loop(), lambda _, t: t, lambda *_: None, 0)
+        await asyncio.wait_for(slot.close(), LIMIT_S)
+
+    asyncio.run(close())
+
+
 def test_a_stopped_process_does_not_wait_for_a_shape_that_is_being_compiled() -> None:
     program = """
 import argparse, asyncio, threading
