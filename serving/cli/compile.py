@@ -13,6 +13,7 @@ from model.config import ConfigError
 from serving.cli.compile_tensorrt import compile_tensorrt
 from serving.config import ServerConfig, artifact_path, load_config
 from serving.core.options import CoreOptions
+from serving.engines.base import DeviceError
 from serving.engines.cache import default_cache
 from serving.engines.open import TARGETS, BuiltEngine, build_engine
 from serving.lifecycle import ended_by_sigterm
@@ -69,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 fused_block=arguments.fused_block,
             )
             print(json.dumps(_report(built)) if arguments.json else _text(built))
-    except ArtifactError as error:
+    except (ArtifactError, DeviceError) as error:
         print(f"kunlun compile: {error}", file=sys.stderr)
         return 1
     if built.path is None:

@@ -15,6 +15,7 @@ from model.config import ConfigError
 from serving.config import ServerConfig
 from serving.core.errors import StoreUnavailable
 from serving.core.slots import is_busy_beside
+from serving.engines.base import DeviceError
 
 
 def add_log_level(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def run_until_stopped(arguments: argparse.Namespace, work: Callable[[], Coroutin
     logging.basicConfig(level=arguments.log_level.upper(), stream=sys.stderr, format=text)
     try:
         uvloop.run(work())
-    except (ConfigError, ArtifactError, StoreUnavailable) as error:
+    except (ConfigError, ArtifactError, DeviceError, StoreUnavailable) as error:
         raise UsageError(str(error)) from error
     if is_busy_beside():
         _end_now()

@@ -1,13 +1,17 @@
 """`Runtime` and its parts on NVIDIA GPUs: TensorRT 10 or 11, and the CUDA runtime through cuda-bindings.
 
 Imported only where an engine is built or opened. Nothing here decides anything; that is in `session`, `engine` and `build`,
-which tests drive through a stand-in. CUDA errors become `DeviceError`; after one of `_STICKY` the process has lost its context.
+which tests drive through a stand-in. Errors of CUDA and TensorRT become `DeviceError`; after one of `_STICKY` the process has
+lost its context.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable, Mapping
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +37,15 @@ _STICKY = frozenset(
         "cudaErrorECCUncorrectable",
         "cudaErrorDevicesUnavailable",
         "cudaErrorContained",
+        "cudaErrorInvalidAddressSpace",
+        "cudaErrorInvalidPc",
+        "cudaErrorTensorMemoryLeak",
+        "cudaErrorNvlinkUncorrectable",
+        "cudaErrorExternalDevice",
     }
 )
 WORKSPACE_BYTES = 4 << 30
+_LOG = logging.getLogger(__name__)
 
 
 def checked(answer: tuple[Any, ...]) -> Any:
@@ -46,6 +56,29 @@ def checked(answer: tuple[Any, ...]) -> Any:
         words = text.decode() if isinstance(text, bytes) else str(text)
         raise DeviceError(f"CUDA: {status.name}: {words}", is_lost=status.name in _STICKY)
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def refused(message: str) -> DeviceError:
+    """What TensorRT has refused; lost where CUDA says so, which TensorRT keeps to itself."""
+    (status,) = cuda.cudaPeekAtLastError()
+    if status.name in _STICKY:
+        return DeviceError(f"{message} (CUDA: {status.name})", is_lost=True)
+    return DeviceError(f"{message}; its log says why")
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """`DeviceError` for plain errors of TensorRT's bindings; `TypeError` is theirs where a constructor makes nothing."""
+    try:
+        yield
+    except (DeviceError, ArtifactError):
+        raise
+    except (RuntimeError, MemoryError) as error:
+        raise refused(f"TensorRT: {doing}: {error}") from error
+    except TypeError as error:
+        if "returned nullptr" not in str(error):
+            raise
+        raise refused(f"TensorRT: {doing}: {error}") from error
 
 
 class CudaDevice:
@@ -63,6 +96,11 @@ class CudaDevice:
     def activate(self) -> None:
         """Make the device current on this thread."""
         checked(cuda.cudaSetDevice(self.index))
+
+    def free_bytes(self) -> int:
+        self.activate()
+        free, _ = checked(cuda.cudaMemGetInfo())
+        return int(free)
 
     def allocate(self, size: int) -> int:
         self.activate()
@@ -105,11 +143,17 @@ class CudaDevice:
         checked(cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
         try:
             work()
+        except BaseException:
+            # The stream must leave its capture; that this fails, too, says less than what is on its way.
+            status, graph = cuda.cudaStreamEndCapture(stream)
+            if status == cuda.cudaError_t.cudaSuccess:
+                cuda.cudaGraphDestroy(graph)
+            raise
+        graph = checked(cuda.cudaStreamEndCapture(stream))
+        try:
+            return int(checked(cuda.cudaGraphInstantiate(graph, 0)))
         finally:
-            graph = checked(cuda.cudaStreamEndCapture(stream))
-        executable = checked(cuda.cudaGraphInstantiate(graph, 0))
-        checked(cuda.cudaGraphDestroy(graph))
-        return int(executable)
+            cuda.cudaGraphDestroy(graph)  # of no use to anybody, whatever its status
 
     def launch(self, graph: int, stream: int) -> None:
         self.activate()
@@ -131,16 +175,18 @@ class TensorRtExecution:
         self._context: trt.IExecutionContext | None = context
         self._scratch_bytes = scratch_bytes
 
+    @translated("binding")
     def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
         context = self._open()
         context.set_device_memory(scratch, self._scratch_bytes)
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
-                raise DeviceError(f"TensorRT refuses the address of {name}; its log says why")
+                raise refused(f"TensorRT refuses the address of {name}")
 
+    @translated("running")
     def enqueue(self, stream: int) -> None:
         if not self._open().execute_async_v3(stream):
-            raise DeviceError("TensorRT could not run the network; its log says why")
+            raise refused("TensorRT could not run the network")
 
     def close(self) -> None:
         self._context = None  # the object frees itself
@@ -158,18 +204,20 @@ class TensorRtProgram:
         self._engine: trt.ICudaEngine | None = engine
         self._device, self.weight_bytes = device, weight_bytes
 
+    @translated("asking for its scratch memory")
     def scratch_bytes(self, profile: int) -> int:
         return self._open().get_device_memory_size_for_profile_v2(profile)
 
+    @translated("opening a context")
     def open(self, profile: int, shapes: Mapping[str, tuple[int, ...]], stream: int) -> TensorRtExecution:
         self._device.activate()
         context = self._open().create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None or not context.set_optimization_profile_async(profile, stream):
-            raise DeviceError(f"TensorRT opens no context for profile {profile}; its log says why")
+            raise refused(f"TensorRT opens no context for profile {profile}")
         self._device.synchronize(stream)
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
-                raise DeviceError(f"TensorRT refuses the shape {shape} of {name} in profile {profile}")
+                raise refused(f"TensorRT refuses the shape {shape} of {name} in profile {profile}")
         if missing := context.infer_shapes():
             raise DeviceError(f"TensorRT lacks the shapes of {', '.join(missing)}")
         return TensorRtExecution(context, self.scratch_bytes(profile))
@@ -203,9 +251,11 @@ class NvidiaRuntime:
             register(plugin, trt.get_plugin_registry(), trt.__version__)
         except PluginError as error:
             raise NoRuntime(str(error)) from error
-        self._runtime = trt.Runtime(self._logger)
+        with translated("starting"):
+            self._runtime = trt.Runtime(self._logger)
         self.libraries = {"tensorrt": trt.__version__, "plugin": plugin.sha256}
 
+    @translated("building")
     def build(self, request: BuildRequest) -> bytes:
         """A strongly typed, refittable engine with a profile per kind of work."""
         builder = trt.Builder(self._logger)
@@ -218,9 +268,7 @@ class NvidiaRuntime:
         config.set_flag(trt.BuilderFlag.REFIT)
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        known = request.timing_cache.read_bytes() if request.timing_cache.is_file() else b""
-        timings = config.create_timing_cache(known)
-        config.set_timing_cache(timings, ignore_mismatch=False)
+        _use_timings(config, request.timing_cache)
         for profile in request.work.profiles:
             made = builder.create_optimization_profile()
             least, best, most = (request.shapes(sizes) for sizes in (profile.least, profile.best, profile.most))
@@ -231,10 +279,10 @@ class NvidiaRuntime:
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise ArtifactError(f"{request.graph.name}: TensorRT builds no engine; its log says why")
-        request.timing_cache.parent.mkdir(parents=True, exist_ok=True)
-        request.timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+        _keep_timings(config, request.timing_cache)
         return bytes(plan)
 
+    @translated("refitting")
     def refit(self, plan: bytes, graph: Path) -> bytes:
         """The engine of `plan` with the weights of the typed graph in a file."""
         engine = self._deserialized(plan, graph.name)
@@ -249,6 +297,7 @@ class NvidiaRuntime:
         serialized.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
         return bytes(engine.serialize_with_config(serialized))
 
+    @translated("loading")
     def load(self, device: Device, plan: Path) -> TensorRtProgram:
         """The engine in a file, on a device."""
         assert isinstance(device, CudaDevice)
@@ -256,22 +305,43 @@ class NvidiaRuntime:
         data = plan.read_bytes()
         return TensorRtProgram(self._deserialized(data, plan.name), device, len(data))
 
-    def describe(self, plan: Path) -> dict[str, Any]:
-        """Layers with their kernels, and memory, from TensorRT's inspector."""
-        engine = self._deserialized(plan.read_bytes(), plan.name)
-        inspector = engine.create_engine_inspector()
-        return {
-            "layers": engine.num_layers,
-            "profiles": engine.num_optimization_profiles,
-            "scratch_bytes": engine.device_memory_size_v2,
-            "inspector": inspector.get_engine_information(trt.LayerInformationFormat.JSON),
-        }
-
     def _deserialized(self, plan: bytes, name: str) -> trt.ICudaEngine:
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ArtifactError(f"{name}: TensorRT {trt.__version__} cannot read the engine; compile it again on this machine")
         return engine
+
+
+def _use_timings(config: trt.IBuilderConfig, file: Path) -> None:
+    """Timings of earlier builds; none where there are none that fit this TensorRT and GPU, whatever the file holds."""
+    try:
+        known = file.read_bytes()
+        cache = config.create_timing_cache(known)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return
+        _LOG.warning("%s: TensorRT does not take these timings; all kernels are timed anew", file)
+    except FileNotFoundError:
+        pass
+    except (OSError, RuntimeError, TypeError) as error:
+        _LOG.warning("%s: cannot be used: %s; all kernels are timed anew", file, error)
+    empty = config.create_timing_cache(b"")
+    if empty is not None:
+        config.set_timing_cache(empty, ignore_mismatch=False)
+
+
+def _keep_timings(config: trt.IBuilderConfig, file: Path) -> None:
+    """Keep the timings for later builds, which must not cost this one."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        if (cache := config.get_timing_cache()) is None:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(bytes(cache.serialize()))
+        aside.replace(file)
+    except (OSError, RuntimeError, TypeError) as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        _LOG.warning("%s: timings of kernels are not kept: %s", file, error)
 
 
 def _flags() -> int:
