@@ -78,7 +78,12 @@ def _open_tensorrt(
     if work is None:
         raise ValueError("work: expected the batches that a TensorRT engine was built for, found none")
     cpu = open_engine(artifact, cache=cache, threads_per_slot=1, slots=slots) if backup else None
-    engine = open_built(artifact, nvidia_runtime(), work, cache=cache, precision=precision, slots=slots)
+    try:
+        engine = open_built(artifact, nvidia_runtime(), work, cache=cache, precision=precision, slots=slots)
+    except BaseException:
+        if cpu is not None:
+            cpu.close()
+        raise
     return engine if cpu is None else BackedEngine(engine, cpu)
 
 

@@ -1,16 +1,19 @@
 """`kunlun compile --target tensorrt`: typed graphs → built engines in the engine cache, checked against the torch twin.
 
-Where the cache has an engine of the same graphs with other weights for this machine, it is refitted, which takes seconds; else
-TensorRT builds one, with the timings of kernels that earlier builds have kept. Without a GPU all that needs none is done.
+Where the cache has an engine of the same graphs with other weights for this machine, it is refitted, which takes seconds. Where
+there is none, or the refitted one cannot be made or fails parity, TensorRT builds one, with the timings of kernels that earlier
+builds have kept. Without a GPU all that needs none is done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,14 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from model.artifact import Artifact, sha256_of
+from model.artifact import Artifact, ArtifactError, sha256_of
 from model.signature import GraphSignature
 from model.tensor_spec import TensorSpec
 from serving.engines import cache as engine_cache
+from serving.engines.base import DeviceError
 from serving.engines.cache import GRAPHS, EngineIdentity
 from serving.engines.parity import check_parity
-from serving.engines.tensorrt.device import BuildRequest, Runtime
+from serving.engines.tensorrt.device import BuildRequest, Runtime, give_back
 from serving.engines.tensorrt.engine import TensorRtEngine, model_form, plan_file
 from serving.engines.tensorrt.open import identity
 from serving.engines.tensorrt.pieces import PiecewiseSession
@@ -34,7 +38,6 @@ from serving.engines.tensorrt.typed_graph import TYPES
 from serving.engines.tensorrt.work import GraphWork, Profile, WorkPlan, shape_of
 
 PROBE_WIDTH, PROBE_RUNS, PROBE_CHAINS = 4096, 15, (1, 9)
-WORK_FILE = "work.json"
 
 
 @dataclass(frozen=True)
@@ -60,39 +63,69 @@ def build(
     note: Callable[[str], None] = lambda _: None,
     probe_width: int | None = None,
 ) -> BuiltTensorRt:
-    """Build or refit both graphs, check parity, measure the peak, publish. `note` hears each stage. Raises `ArtifactError`."""
+    """Build or refit both graphs, check parity, measure the peak, publish. `note` hears each stage.
+
+    Raises `ArtifactError` where the artifact or TensorRT does not allow it, `DeviceError` where the device fails.
+    """
     started = time.perf_counter()
     wanted, form = identity(artifact, runtime, work, precision), model_form(artifact, work)
+    timings = timing_cache(cache, wanted)
     with tempfile.TemporaryDirectory(prefix="kunlun-tensorrt-") as scratch:
         typed, compiled = Path(scratch) / "typed", Path(scratch) / "compiled"
         typed.mkdir()
         compiled.mkdir()
         note("typing the graphs and checking them on the CPU")
         prepared = prepare(artifact, form, wanted.precision, typed)
-        sibling = refittable(cache, wanted, prepared)
-        for graph in GRAPHS:
-            note(f"{'refitting' if sibling else 'building'} {graph}")
-            if sibling is not None:
-                plan = runtime.refit((sibling / plan_file(graph)).read_bytes(), typed / f"{graph}.onnx")
-            else:
-                plan = runtime.build(_request(form, graph, typed, timing_cache(cache, wanted)))
-            (compiled / plan_file(graph)).write_bytes(plan)
         note("measuring the peak")
-        width, timings = probe_width or PROBE_WIDTH, timing_cache(cache, wanted)
-        peak = measure_peak_flops(runtime, wanted.precision, Path(scratch), timings, width)
-        (compiled / WORK_FILE).write_text(work.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        engine = TensorRtEngine(compiled, runtime, form, precision=wanted.precision, device_peak_flops=peak, slots=1)
-        try:
+        peak = measure_peak_flops(runtime, wanted.precision, Path(scratch), timings, probe_width or PROBE_WIDTH)
+
+        def made(doing: str, plan: Callable[[str], bytes]) -> engine_cache.ParityFigures:
+            """Parity of the engine of `plan(graph)`, which `compiled` then holds."""
+            for graph in GRAPHS:
+                note(f"{doing} {graph}")
+                (compiled / plan_file(graph)).write_bytes(plan(graph))
             note("checking parity with the torch twin")
-            parity = check_parity(PiecewiseSession(engine.open_session(), form), wanted.precision, artifact)
-        finally:
-            engine.close()
+            engine = TensorRtEngine(compiled, runtime, form, precision=wanted.precision, device_peak_flops=peak, slots=1)
+            try:
+                return check_parity(PiecewiseSession(engine.open_session(), form), wanted.precision, artifact)
+            finally:
+                engine.close()
+
+        def built(graph: str) -> bytes:
+            return runtime.build(_request(form, graph, typed, timings))
+
+        def refitted(sibling: Path, graph: str) -> bytes:
+            return runtime.refit((sibling / plan_file(graph)).read_bytes(), typed / f"{graph}.onnx")
+
+        parity, sibling = None, refittable(cache, wanted, prepared)
+        if sibling is not None:
+            parity = _unless_it_fails(partial(made, "refitting", partial(refitted, sibling)), note)
+        is_refitted = parity is not None
+        if parity is None:
+            parity = made("building", built)
         seconds = time.perf_counter() - started
         path = None
         if parity.passed:
-            about = provenance(artifact, runtime, work, prepared, refitted=sibling is not None)
+            about = provenance(artifact, runtime, work, prepared, refitted=is_refitted)
             path = engine_cache.publish(cache, artifact, wanted, compiled, parity, peak, seconds, about)
-    return BuiltTensorRt(path, wanted, parity, peak, seconds, sibling is not None, prepared)
+    return BuiltTensorRt(path, wanted, parity, peak, seconds, is_refitted, prepared)
+
+
+def _unless_it_fails(
+    refit: Callable[[], engine_cache.ParityFigures], note: Callable[[str], None]
+) -> engine_cache.ParityFigures | None:
+    """Parity of a refitted engine; None, noted, where it cannot be made or does not pass. Raises where the device is lost."""
+    try:
+        parity = refit()
+    except (ArtifactError, DeviceError, OSError) as error:
+        if isinstance(error, DeviceError) and error.is_lost:
+            raise
+        note(f"it cannot be refitted ({error}); building anew")
+        return None
+    if not parity.passed:
+        note(f"refitted, it fails: {parity.complaint()}; building anew")
+        return None
+    return parity
 
 
 def provenance(artifact: Artifact, runtime: Runtime, work: WorkPlan, prepared: Prepared, *, refitted: bool) -> dict[str, Any]:
@@ -118,10 +151,13 @@ def refittable(cache: Path, wanted: EngineIdentity, prepared: Prepared) -> Path 
         found = manifest.identity
         alike = found != wanted and found.model_copy(update={"artifact_digest": wanted.artifact_digest}) == wanted
         graphs = {name: graph["structure"] for name, graph in manifest.provenance.get("graphs", {}).items()}
-        intact = alike and graphs == structures and all(sha256_of(path / n) == d for n, d in manifest.files.items())
-        if intact:
+        if alike and graphs == structures and all(_is_intact(path / name, digest) for name, digest in manifest.files.items()):
             return path
     return None
+
+
+def _is_intact(file: Path, digest: str) -> bool:
+    return file.is_file() and sha256_of(file) == digest
 
 
 def timing_cache(cache: Path, wanted: EngineIdentity) -> Path:
@@ -174,20 +210,18 @@ def _probe(products: int, width: int, precision: str) -> onnx.ModelProto:
 
 def _probe_seconds(runtime: Runtime, plan: Path, work: GraphWork, width: int) -> float:
     device = runtime.devices[0]
-    program = runtime.load(device, plan)
     signature = GraphSignature("probe", (TensorSpec("x", "float32", ("U", 1)),), (TensorSpec("y", "float32", ("U", 1)),))
-    session = TensorRtSession(
-        device, {"probe": program}, ModelForm({"probe": signature}, {"probe": signature}, {"probe": work})
-    )
+    form = ModelForm({"probe": signature}, {"probe": signature}, {"probe": work})
     inputs = {"x": np.random.default_rng(1).standard_normal((width, 1)).astype(np.float32)}
     spent = []
-    try:
+    with contextlib.ExitStack() as stack:
+        program = runtime.load(device, plan)
+        stack.callback(give_back, "the probe", [program.close])
+        session = TensorRtSession(device, {"probe": program}, form)
+        stack.callback(session.close)
         session.run("probe", inputs)
         for _ in range(PROBE_RUNS):
             started = time.perf_counter()
             session.run("probe", inputs)
             spent.append(time.perf_counter() - started)
-    finally:
-        session.close()
-        program.close()
     return statistics.median(spent)

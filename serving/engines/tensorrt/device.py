@@ -44,6 +44,10 @@ class Device(Protocol):
     driver: str
     total_bytes: int
 
+    def free_bytes(self) -> int:
+        """What of its memory nobody holds now, in this process or another."""
+        ...
+
     def allocate(self, size: int) -> int: ...
     def free(self, address: int) -> None: ...
     def pin(self, size: int) -> HostBlock: ...
@@ -84,7 +88,7 @@ class Execution(Protocol):
 
 
 class Program(Protocol):
-    """One built graph on one device. `weight_bytes`: what it holds of the device's memory."""
+    """One built graph on one device. `weight_bytes`: size of its plan, nearly all of it weights."""
 
     weight_bytes: int
 

@@ -1,14 +1,15 @@
 """The TensorRT engine: both graphs on every GPU, and sessions dealt out to the GPUs in turn.
 
-Weights are loaded once per GPU; a session adds its staging, its scratch and a CUDA graph per bucket. What that comes to is
-known before anything is allocated, and an engine that would not fit is refused.
+Weights are loaded once per GPU; a session adds its staging, its scratch and, as batches come, a context and a CUDA graph per
+bucket. Before weights are loaded they are held against the memory that the GPU has free, by the size of their plans, and after
+that staging and scratch of all sessions. What contexts and CUDA graphs take is not known beforehand: a share is left to them.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,8 @@ TARGET = "tensorrt"
 SLOTS_PER_GPU = 2
 """So that copies of one batch overlap with the compute of another."""
 
-MEMORY_SHARE = 0.9
-"""Of a GPU's memory that weights and sessions may take: CUDA graphs, contexts and the driver need some, too."""
+RESERVED_SHARE = 0.1
+"""Of a GPU's memory that weights, staging and scratch leave to contexts, CUDA graphs and the driver."""
 
 
 def plan_file(graph: str) -> str:
@@ -47,7 +48,7 @@ def model_form(artifact: Artifact, work: WorkPlan) -> ModelForm:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes that an engine takes of one GPU: weights once, and staging and scratch of every session."""
+    """Bytes that an engine allocates on one GPU: weights once, and staging and scratch of every session."""
 
     weights: int
     session: int
@@ -87,26 +88,23 @@ class TensorRtEngine:
         per_device = -(-slots // len(self._devices))
         self.device_peak_flops = device_peak_flops / per_device
         self._programs: dict[int, Mapping[str, Program]] = {}
-        for device in self._devices:
-            self._programs[device.index] = {g: runtime.load(device, directory / plan_file(g)) for g in GRAPHS}
-            memory = self.memory(device, per_device)
-            if memory.total > MEMORY_SHARE * device.total_bytes:
-                self.close()
-                raise ArtifactError(
-                    f"device memory: expected at most {MEMORY_SHARE:.0%} of {device.total_bytes >> 20} MiB on {device.name}, "
-                    f"found {memory.weights >> 20} MiB of weights and {memory.sessions} session(s) of {memory.session >> 20} "
-                    "MiB; serve with fewer slots or compile for smaller batches"
-                )
+        try:
+            for device in self._devices:
+                plans = {graph: directory / plan_file(graph) for graph in GRAPHS}
+                _check_fits(device, sum(plan.stat().st_size for plan in plans.values()), "weights")
+                loaded = self._programs[device.index] = dict[str, Program]()
+                for graph, plan in plans.items():
+                    loaded[graph] = runtime.load(device, plan)
+                each = self.memory(device, per_device).session
+                _check_fits(device, each * per_device, f"staging and scratch of {per_device} session(s)")
+        except BaseException:
+            self.close()
+            raise
 
     def memory(self, device: Device, sessions: int) -> DeviceMemory:
-        """What the engine takes of a device."""
+        """What the engine takes of a device, contexts and CUDA graphs left out."""
         programs = self._programs[device.index]
         return DeviceMemory(sum(p.weight_bytes for p in programs.values()), sum(session_bytes(programs, self._form)), sessions)
-
-    @property
-    def devices(self) -> Sequence[Device]:
-        """Devices with sessions."""
-        return self._devices
 
     def open_session(self) -> TensorRtSession:
         """A session on the next device."""
@@ -125,3 +123,14 @@ class TensorRtEngine:
                 session.close()
             give_back("the weights", [program.close for programs in self._programs.values() for program in programs.values()])
             self._sessions, self._programs = [], {}
+
+
+def _check_fits(device: Device, needed: int, what: str) -> None:
+    """Raises `ArtifactError` where a device has not so many bytes free beyond what is reserved."""
+    reserved = RESERVED_SHARE * device.total_bytes
+    if needed > (free := device.free_bytes()) - reserved:
+        raise ArtifactError(
+            f"device memory: expected at most {max(0, free - reserved) / 2**20:.1f} MiB, what {device.name} has free but for "
+            f"{RESERVED_SHARE:.0%} of its {device.total_bytes >> 20} MiB, found {needed / 2**20:.1f} MiB of {what}; serve with "
+            "fewer slots, compile for smaller batches, or end what else uses the GPU"
+        )

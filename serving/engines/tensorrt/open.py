@@ -9,7 +9,7 @@ from typing import cast, get_args
 from model.artifact import Artifact, ArtifactError
 from serving.engines import cache as engine_cache
 from serving.engines.cache import EngineIdentity, Precision
-from serving.engines.tensorrt.device import Runtime
+from serving.engines.tensorrt.device import Device, Runtime
 from serving.engines.tensorrt.engine import SLOTS_PER_GPU, TARGET, TensorRtEngine, model_form
 from serving.engines.tensorrt.work import WorkPlan
 
@@ -42,15 +42,19 @@ def resolve_precision(precision: str) -> Precision:
 
 def identity(artifact: Artifact, runtime: Runtime, work: WorkPlan, precision: str) -> EngineIdentity:
     """What an engine built on this machine depends on: artifact, GPU, TensorRT, plugin, work and precision."""
-    device = runtime.devices[0]
     return EngineIdentity(
         artifact_digest=artifact.digest,
         target=TARGET,
-        device=f"{device.name} {device.sm}",
+        device=_kind(runtime.devices[0]),
         libraries={**runtime.libraries, "work": work.digest[:16]},
         precision=resolve_precision(precision),
         threads=1,
     )
+
+
+def _kind(device: Device) -> str:
+    """GPUs of one compute capability differ in memory and speed, and with them the engines that are built for them."""
+    return f"{device.name} {device.sm}"
 
 
 def open_built(
@@ -59,11 +63,11 @@ def open_built(
     """The cached engine of `artifact` for this machine and work; fails closed with an `ArtifactError`."""
     wanted = identity(artifact, runtime, work, precision)
     entry, manifest = engine_cache.load(cache, artifact, wanted)
-    others = {device.sm for device in runtime.devices} - {runtime.devices[0].sm}
-    if others:
+    first, *others = (_kind(device) for device in runtime.devices)
+    if unlike := sorted(set(others) - {first}):
         raise ArtifactError(
-            f"devices: expected GPUs of one kind ({runtime.devices[0].sm}), found {', '.join(sorted(others))} as well; "
-            "make only one kind visible (CUDA_VISIBLE_DEVICES)"
+            f"devices: expected GPUs of one kind ({first}), found {', '.join(unlike)} as well; make only one kind visible "
+            "(CUDA_VISIBLE_DEVICES)"
         )
     return TensorRtEngine(
         entry,

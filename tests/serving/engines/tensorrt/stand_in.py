@@ -57,6 +57,7 @@ class StandInDevice:
         self.pinned: dict[int, HostBlock] = {}
         self.streams: dict[int, list[_Queued]] = {}
         self.graphs: dict[int, list[_Queued]] = {}
+        self.weights = 0
         self.launches, self.captures, self.enqueues, self.peak_bytes = 0, 0, 0, 0
         self._handles = itertools.count(1)
         self._next = FIRST_ADDRESS
@@ -67,9 +68,13 @@ class StandInDevice:
     def fail(self, error: DeviceError) -> None:
         self._failure = error
 
+    def free_bytes(self) -> int:
+        self._maybe_lost()
+        return self.total_bytes - self.weights - sum(map(len, self.memory.values()))
+
     def allocate(self, size: int) -> int:
         self._maybe_lost()
-        if sum(map(len, self.memory.values())) + size > self.total_bytes:
+        if size > self.free_bytes():
             raise DeviceError("CUDA: cudaErrorMemoryAllocation: out of memory")
         address, self._next = self._next, self._next + -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT
         self.memory[address] = np.full(size, POISON, np.uint8)
@@ -243,11 +248,12 @@ class StandInProgram:
             self._profiles = json.loads((Path(folder) / "profiles.json").read_text())
             graph = next(Path(folder).glob("*.onnx"))
             model = onnx.load(graph)
-            self.weight_bytes = sum(file.file_size for file in files.infolist())
+            self.weight_bytes = archive.stat().st_size
             types = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
             self.inputs = {name: np.dtype(helper.tensor_dtype_to_np_dtype(kind)) for name, kind in types.items()}
             self.outputs = [v.name for v in model.graph.output]
             self._run = runner(model, Path(folder))
+        device.weights += self.weight_bytes
 
     def scratch_bytes(self, profile: int) -> int:
         return 1024 * (profile + 1)
@@ -266,6 +272,7 @@ class StandInProgram:
         return self._run(inputs)
 
     def close(self) -> None:
+        self.device.weights -= 0 if self.is_closed else self.weight_bytes
         self.is_closed = True
 
 
@@ -278,6 +285,7 @@ class StandInRuntime:
         self.devices: tuple[Device, ...] = self.gpus
         self.built: list[str] = []
         self.refitted: list[str] = []
+        self.loaded: list[str] = []
 
     def build(self, request: BuildRequest) -> bytes:
         profiles = [[request.shapes(sizes) for sizes in (p.least, p.best, p.most)] for p in request.work.profiles]
@@ -295,6 +303,7 @@ class StandInRuntime:
 
     def load(self, device: Device, plan: Path) -> StandInProgram:
         assert isinstance(device, StandInDevice)
+        self.loaded.append(plan.stem)
         return StandInProgram(device, plan)
 
 

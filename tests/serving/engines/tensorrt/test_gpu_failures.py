@@ -117,6 +117,18 @@ def test_the_cpu_engine_behind_it_must_be_compiled(
     engine.close()
 
 
+def test_the_cpu_engine_is_closed_when_that_of_the_gpu_cannot_be_opened(
+    artifact: Artifact, built_here: BuiltHere, machine: StandInRuntime, engine_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = engines.open_engine(artifact, cache=engine_cache, precision="f32", threads_per_slot=1, slots=1)
+    monkeypatch.setattr(engines, "open_engine", lambda *_, **__: cpu)
+    machine.libraries["tensorrt"] = "11.0.0"
+    with pytest.raises(ArtifactError, match=r"expected .*11\.0\.0"):
+        engines._open_tensorrt(artifact, built_here.work, cache=built_here.cache, precision="f32", slots=1, backup=True)
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        cpu.open_session()
+
+
 def test_a_rank_on_a_failing_gpu_is_answered_by_the_cpu_on_a_rung_of_its_own(
     artifact: Artifact, built_here: BuiltHere, machine: StandInRuntime, engine_cache: Path
 ) -> None:

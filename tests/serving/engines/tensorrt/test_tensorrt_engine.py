@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from serving.engines.cache import GRAPHS
 from serving.engines.open import open_engine
 from serving.engines.parity import check_parity
 from serving.engines.tensorrt.build import build
-from serving.engines.tensorrt.engine import TensorRtEngine, model_form
+from serving.engines.tensorrt.engine import RESERVED_SHARE, TensorRtEngine, model_form
 from serving.engines.tensorrt.open import open_built
 from serving.engines.tensorrt.pieces import PiecewiseSession
 from serving.engines.tensorrt.session import TensorRtSession
@@ -168,11 +169,27 @@ def test_memory_is_allocated_once_and_given_back(
     assert (gpu.memory, gpu.pinned, gpu.streams, gpu.graphs) == ({}, {}, {}, {})
 
 
-def test_an_engine_that_does_not_fit_is_refused_before_anything_is_allocated(artifact: Artifact, built_here: BuiltHere) -> None:
-    runtime = StandInRuntime(total_bytes=300_000)
-    with pytest.raises(ArtifactError, match=r"device memory: expected at most 90% of 0 MiB on Stand-in, found .* fewer slots"):
+def plan_bytes(built_here: BuiltHere) -> int:
+    return sum((built_here.built.path / f"{graph}.plan").stat().st_size for graph in GRAPHS)  # type: ignore[operator]
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(artifact: Artifact, built_here: BuiltHere) -> None:
+    runtime = StandInRuntime(total_bytes=plan_bytes(built_here))
+    with pytest.raises(ArtifactError, match=r"device memory: expected at most .* of weights; serve with fewer slots"):
         open_built(artifact, runtime, built_here.work, cache=built_here.cache, precision="f32", slots=1)
-    assert runtime.gpus[0].peak_bytes == 0
+    assert (runtime.loaded, runtime.gpus[0].peak_bytes) == ([], 0)
+
+
+def test_sessions_that_do_not_fit_beside_what_others_hold_are_refused_before_they_are_opened(
+    artifact: Artifact, built_here: BuiltHere
+) -> None:
+    runtime = StandInRuntime(total_bytes=16 << 20)
+    gpu = runtime.gpus[0]
+    gpu.allocate(int(gpu.total_bytes * (1 - RESERVED_SHARE)) - plan_bytes(built_here) - 1024)
+    before = gpu.peak_bytes
+    with pytest.raises(ArtifactError, match=r"of its 16 MiB, found .* MiB of staging and scratch of 2 session\(s\);"):
+        open_built(artifact, runtime, built_here.work, cache=built_here.cache, precision="f32", slots=2)
+    assert (runtime.loaded, gpu.weights, gpu.peak_bytes) == (list(GRAPHS), 0, before)
 
 
 def test_sessions_are_dealt_out_to_gpus_in_turn(artifact: Artifact, built_here: BuiltHere, rng: np.random.Generator) -> None:
@@ -219,7 +236,7 @@ def test_other_weights_are_refitted_and_another_precision_is_built(
     artifact: Artifact, built_here: BuiltHere, tmp_path: Path
 ) -> None:
     other, runtime = shifted(artifact, tmp_path / "random/2"), StandInRuntime()
-    assert built_here.runtime.built[:2] == list(GRAPHS)
+    assert built_here.runtime.built[-2:] == list(GRAPHS)
     assert built_here.runtime.refitted == []
     made = build(other, runtime, built_here.work, cache=built_here.cache, precision="f32", probe_width=64)
     assert made.parity.passed
@@ -229,6 +246,77 @@ def test_other_weights_are_refitted_and_another_precision_is_built(
     assert narrow.parity.passed
     assert not narrow.refitted
     assert len(json.loads(next(built_here.cache.glob("*.timings")).read_text())) >= 4
+
+
+def refits_nothing(plan: bytes, graph: Path) -> bytes:
+    raise ArtifactError(f"{graph.name}: TensorRT cannot refit its engine: as told")
+
+
+def keeps_old_weights(plan: bytes, graph: Path) -> bytes:
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("refit", "reason"),
+    [
+        (refits_nothing, "it cannot be refitted (encode_user.onnx: "),
+        (keeps_old_weights, "refitted, it fails: parity: expected"),
+    ],
+)
+def test_what_cannot_be_refitted_is_built(
+    artifact: Artifact,
+    built_here: BuiltHere,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refit: Callable[[bytes, Path], bytes],
+    reason: str,
+) -> None:
+    other, runtime, said = shifted(artifact, tmp_path / "random/2"), StandInRuntime(), list[str]()
+    cache = shutil.copytree(built_here.built.path.parent, tmp_path / "cache")  # type: ignore[union-attr]
+    monkeypatch.setattr(runtime, "refit", refit)
+    made = build(other, runtime, built_here.work, cache=cache, precision="f32", note=said.append, probe_width=64)
+    assert made.parity.passed
+    assert made.path is not None
+    assert (made.refitted, runtime.built[-2:]) == (False, list(GRAPHS))
+    assert [note for note in said if note.startswith(reason) and note.endswith("; building anew")]
+
+
+def test_an_entry_that_lacks_a_file_is_not_refitted(artifact: Artifact, built_here: BuiltHere, tmp_path: Path) -> None:
+    cache = shutil.copytree(built_here.built.path.parent, tmp_path / "cache")  # type: ignore[union-attr]
+    (cache / built_here.built.path.name / "encode_user.plan").unlink()  # type: ignore[union-attr]
+    other, runtime = shifted(artifact, tmp_path / "random/2"), StandInRuntime()
+    made = build(other, runtime, built_here.work, cache=cache, precision="f32", probe_width=64)
+    assert made.path is not None
+    assert (made.refitted, runtime.refitted) == (False, [])
+
+
+def test_a_device_that_is_lost_while_it_is_built_for_is_what_is_said(
+    artifact: Artifact, built_here: BuiltHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that its memory could not be freed, nor does anybody build on it anew."""
+    cache = shutil.copytree(built_here.built.path.parent, tmp_path / "cache")  # type: ignore[union-attr]
+    other, runtime = shifted(artifact, tmp_path / "random/2"), StandInRuntime()
+    refit = runtime.refit
+
+    def loses_the_device(plan: bytes, graph: Path) -> bytes:
+        runtime.gpus[0].fail(DeviceError("CUDA: cudaErrorIllegalAddress: lost", is_lost=True))
+        return refit(plan, graph)
+
+    monkeypatch.setattr(runtime, "refit", loses_the_device)
+    with pytest.raises(DeviceError, match="lost"):
+        build(other, runtime, built_here.work, cache=cache, precision="f32", probe_width=64)
+    assert not set(GRAPHS) & set(runtime.built)
+
+
+def test_gpus_of_two_kinds_are_not_served_on_together(artifact: Artifact, built_here: BuiltHere) -> None:
+    """Of one compute capability as well: they have other memory and other kernels are fast on them."""
+    runtime = StandInRuntime(count=3)
+    runtime.gpus[1].name = "Stand-in NVL"
+    with pytest.raises(
+        ArtifactError,
+        match=r"expected GPUs of one kind \(Stand-in sm_90\), found Stand-in NVL sm_90 as well; make only",
+    ):
+        open_built(artifact, runtime, built_here.work, cache=built_here.cache, precision="f32", slots=1)
 
 
 def test_an_engine_of_another_machine_or_other_options_is_not_loaded(artifact: Artifact, built_here: BuiltHere) -> None:
