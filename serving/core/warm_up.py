@@ -5,13 +5,16 @@ a second, and every slot has a session of its own. Before a server is ready each
 *essential* shapes, one of which holds any batch. The others follow, cheapest first: a thread beside the
 slot's prepares them (compiling takes long), and the slot runs each once when it has been idle for a
 moment; until then a batch is padded to the cheapest shape that is warm. So a restart is ready soon, and
-what a cold shape costs falls on nobody.
+what a cold shape costs falls on nobody. A shape that a device fails to prepare stays cold and is tried
+again; what a backup engine ran for another says nothing of that one's shapes and times.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -20,7 +23,10 @@ from model.flops import FlopModel
 from model.signature import ENCODE_USER, SCORE_CANDIDATES
 from serving.core.host_features import HostFeatures
 from serving.core.shapes import EncodeShape, ScoreShape, Shape, ShapeBuckets
-from serving.engines.base import Session
+from serving.engines.base import DeviceError, Session
+
+TRIES, RETRY_AFTER_S = 10, 60.0
+_LOG = logging.getLogger(__name__)
 
 
 def executed_flops(flops: FlopModel, shapes: ShapeBuckets, shape: Shape) -> float:
@@ -40,7 +46,8 @@ class WarmUp:
         self._cold = dict.fromkeys(sorted(self._flops, key=self._flops.__getitem__))
         self._warm: set[Shape] = set()
         self._prepared: set[Shape] = set()
-        self._is_closed = False
+        self._closed = threading.Event()
+        self._is_all_prepared = False
 
     @property
     def cold(self) -> int:
@@ -75,36 +82,71 @@ class WarmUp:
         Returns early once closed: nobody waits for it any more.
         """
         for shape in self._shapes.essential:
-            if self._is_closed:
+            if self._closed.is_set():
                 return
             self._run(session, shape)
-            self._run(session, shape, observe)
+            graph, seconds = self._run(session, shape)
+            if not session.fault:
+                observe(graph, self._flops[shape], seconds)
+                self._count_as_warm(shape)
 
     def prepare_rest(self, session: Session) -> None:
-        """Prepare every cold shape, one after the other; returns early once closed. For a thread of its own."""
-        for shape in list(self._cold):
-            if self._is_closed:
-                return
-            session.prepare(*self._inputs(shape))
-            self._prepared.add(shape)
+        """Prepare every shape, one after the other; returns early once closed. For a thread of its own.
+
+        Essential ones are, but for what may stand behind the session's engine.
+        """
+        waiting: Sequence[Shape] = list(dict.fromkeys((*self._shapes.essential, *self._cold)))
+        try:
+            for _ in range(TRIES):
+                waiting = self._prepare(session, waiting)
+                if not waiting or self._closed.wait(RETRY_AFTER_S):
+                    return
+            _LOG.error("%d shapes stay cold: they could not be prepared %d times", len(waiting), TRIES)
+        finally:
+            self._is_all_prepared = True
 
     def run_next(self, session: Session) -> bool:
-        """Run the cheapest cold shape that is prepared, if there is one; False when no shape is cold."""
+        """Run the cheapest cold shape that is prepared, if there is one; False when none is cold, or will be prepared."""
+        is_all_prepared = self._is_all_prepared  # first: so that none is missed
         shape = next((shape for shape in self._cold if shape in self._prepared), None)
-        if shape is not None:
-            self._run(session, shape)
+        if shape is None:
+            return bool(self._cold) and not is_all_prepared
+        self._run(session, shape)
+        self._count_as_warm(shape)
         return bool(self._cold)
 
     def close(self) -> None:
         """Run and prepare no more than is begun."""
-        self._is_closed = True
+        self._closed.set()
 
-    def _run(self, session: Session, shape: Shape, observe: Callable[[str, float, float], None] | None = None) -> None:
+    def _prepare(self, session: Session, shapes: Sequence[Shape]) -> list[Shape]:
+        """Those of `shapes` that could not be prepared; none once closed."""
+        failed: list[Shape] = []
+        reason: DeviceError | None = None
+        for shape in shapes:
+            if self._closed.is_set():
+                return []
+            try:
+                session.prepare(*self._inputs(shape))
+            except DeviceError as error:
+                if error.is_lost:
+                    raise
+                failed.append(shape)
+                reason = error
+            else:
+                self._prepared.add(shape)
+        if failed:
+            _LOG.warning("%d of %d shapes could not be prepared and stay cold: %s", len(failed), len(shapes), reason)
+        return failed
+
+    def _run(self, session: Session, shape: Shape) -> tuple[str, float]:
+        """The graph, and how many seconds it ran."""
         graph, inputs = self._inputs(shape)
         started = time.perf_counter()
         session.run(graph, inputs)
-        if observe is not None:
-            observe(graph, self._flops[shape], time.perf_counter() - started)
+        return graph, time.perf_counter() - started
+
+    def _count_as_warm(self, shape: Shape) -> None:
         self._cold.pop(shape, None)
         self._warm.add(shape)
 

@@ -35,7 +35,8 @@ class Session(Protocol):
     def prepare(self, graph: str, inputs: Tensors) -> None:
         """What the first run of `graph` with these shapes needs and no batch should wait for (compiling, say).
 
-        Unlike `run`, it may be called from another thread while the session runs.
+        Unlike `run`, it may be called from another thread while the session runs. Raises `DeviceError` where it cannot be done
+        now; the shape stays cold, and is tried again later.
         """
         ...
 

@@ -56,9 +56,15 @@ def open_engine(
         raise ValueError(f"slots: expected at least 1, found {slots}")
     if engine == "tensorrt":
         return _open_tensorrt(artifact, work, cache=cache, precision=precision, slots=slots, backup=backup)
+    return _open_openvino(artifact, cache, precision, threads_per_slot, fused_block=fused_block)
+
+
+def _open_openvino(
+    artifact: Artifact, cache: Path, precision: str, threads: int, *, fused_block: bool = False, per_shape: bool = True
+) -> Engine:
     from serving.engines import openvino_engine
 
-    wanted = openvino_engine.identity(artifact, precision=precision, threads=threads_per_slot, fused_block=fused_block)
+    wanted = openvino_engine.identity(artifact, precision=precision, threads=threads, fused_block=fused_block)
     entry, manifest = engine_cache.load(cache, artifact, wanted)
     return openvino_engine.OpenVinoEngine(
         entry,
@@ -66,6 +72,7 @@ def open_engine(
         threads=wanted.threads,
         device_peak_flops=manifest.device_peak_flops,
         fused_block=fused_block,
+        per_shape=per_shape,
     )
 
 
@@ -77,7 +84,7 @@ def _open_tensorrt(
 
     if work is None:
         raise ValueError("work: expected the batches that a TensorRT engine was built for, found none")
-    cpu = open_engine(artifact, cache=cache, threads_per_slot=1, slots=slots) if backup else None
+    cpu = _open_openvino(artifact, cache, "auto", 1, per_shape=False) if backup else None
     try:
         engine = open_built(artifact, nvidia_runtime(), work, cache=cache, precision=precision, slots=slots)
     except BaseException:

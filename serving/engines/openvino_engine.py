@@ -54,8 +54,10 @@ class OpenVinoSession:
 
     fault = ""
 
-    def __init__(self, models: Mapping[str, Any], settings: Mapping[str, Any], cloning: threading.Lock) -> None:
-        self._models, self._settings, self._cloning = models, settings, cloning
+    def __init__(
+        self, models: Mapping[str, Any], settings: Mapping[str, Any], cloning: threading.Lock, per_shape: frozenset[str]
+    ) -> None:
+        self._models, self._settings, self._cloning, self._per_shape = models, settings, cloning, per_shape
         self._compiled: dict[_Key, Any] = {}
         self._compiling = threading.Lock()
         self._requests: dict[_Key, tuple[Any, list[str]]] = {}
@@ -78,14 +80,14 @@ class OpenVinoSession:
         return dict(zip(outputs, results.to_tuple(), strict=True))
 
     def _model(self, graph: str, shapes: _Shapes) -> Any:
-        key = graph, shapes if graph in PER_SHAPE else ()
+        key = graph, shapes if graph in self._per_shape else ()
         if (found := self._compiled.get(key)) is not None:  # without waiting for another shape's compilation
             return found
         with self._compiling:
             if key not in self._compiled:
                 with self._cloning:  # sessions share the graphs they clone, and nothing else
                     model = self._models[graph].clone()
-                if graph in PER_SHAPE:
+                if graph in self._per_shape:
                     model.reshape({name: list(shape) for name, shape in shapes})
                 self._compiled[key] = ov.Core().compile_model(model, "CPU", self._settings)
             return self._compiled[key]
@@ -108,8 +110,10 @@ def _shapes(inputs: Tensors) -> _Shapes:
 class OpenVinoEngine:
     """Converted graphs of one artifact, compiled by every session.
 
-    `fused_block`: with the kernels of `build_kernels` in place of the operators they stand for; raises `ArtifactError` where
-    the directory has none or the CPU cannot run them, rather than serve other bits.
+    `per_shape`: `encode_user` is compiled for every shape; else both graphs once, so that no shape is the first to compile and
+    weights are copied once, which is what a backup wants. `fused_block`: with the kernels of `build_kernels` in place of the
+    operators they stand for; raises `ArtifactError` where the directory has none or the CPU cannot run them, rather than serve
+    other bits.
     """
 
     name = TARGET
@@ -117,10 +121,17 @@ class OpenVinoEngine:
     """Blocks of the graphs that run as one of our kernels."""
 
     def __init__(
-        self, directory: Path, *, precision: str, threads: int, device_peak_flops: float, fused_block: bool = False
+        self,
+        directory: Path,
+        *,
+        precision: str,
+        threads: int,
+        device_peak_flops: float,
+        fused_block: bool = False,
+        per_shape: bool = True,
     ) -> None:
         self.entry, self.precision, self.threads, self.device_peak_flops = directory, precision, threads, device_peak_flops
-        self._cloning = threading.Lock()
+        self._cloning, self._per_shape = threading.Lock(), PER_SHAPE if per_shape else frozenset[str]()
         _fill_type_tables()
         core = ov.Core()
         self._models = {graph: core.read_model(directory / f"{graph}.xml") for graph in GRAPHS}
@@ -138,7 +149,7 @@ class OpenVinoEngine:
         """Sessions share nothing that is compiled and run in parallel; graphs are compiled at their first use."""
         if not self._models:
             raise RuntimeError("the engine is closed")
-        return OpenVinoSession(self._models, cpu_settings(self.precision, self.threads), self._cloning)
+        return OpenVinoSession(self._models, cpu_settings(self.precision, self.threads), self._cloning, self._per_shape)
 
     def close(self) -> None:
         """Drop the graphs; sessions free their memory when they are dropped."""

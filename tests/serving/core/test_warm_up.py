@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 
 from model.artifact import Artifact
 from model.flops import FlopModel
+from model.signature import SCORE_CANDIDATES
+from serving.core import warm_up as warm_up_module
 from serving.core.host_features import HostFeatures
 from serving.core.options import CoreOptions
 from serving.core.shapes import EncodeShape, ScoreShape, ShapeBuckets
 from serving.core.warm_up import WarmUp
-from serving.engines.base import Tensors
+from serving.engines.base import DeviceError, Tensors
 
 OPTIONS = CoreOptions(max_batch_candidates=200, max_batch_requests=8, max_batch_users=4)
 
@@ -85,7 +88,8 @@ def test_every_shape_is_run_once_more_and_then_none(parts: tuple[ShapeBuckets, H
     while warm_up.run_next(session):
         pass
     assert warm_up.cold == 0
-    assert session.prepared == session.seen[essential:], "each was prepared, and then run in the same order"
+    assert session.prepared[: len(shapes.essential)] == session.seen[:essential:2], "for what may stand behind the engine"
+    assert session.prepared[len(shapes.essential) :] == session.seen[essential:], "each was prepared, and then run in order"
     assert len(session.seen) - essential == cold
     assert not warm_up.run_next(session)
     assert len(session.seen) - essential == cold
@@ -112,6 +116,86 @@ def test_once_closed_no_more_shapes_are_prepared(parts: tuple[ShapeBuckets, Host
     warm_up.close()
     warm_up.prepare_rest(session)
     assert not session.prepared
+
+
+class Failing(Shapes):
+    """A session whose device fails to prepare a graph as often as it is told."""
+
+    def __init__(self, graph: str, times: int) -> None:
+        super().__init__()
+        self.graph, self.times, self.tries = graph, times, 0
+
+    def prepare(self, graph: str, inputs: Tensors) -> None:
+        self.tries += graph == self.graph
+        if graph == self.graph and self.times:
+            self.times -= 1
+            raise DeviceError("out of memory")
+        super().prepare(graph, inputs)
+
+
+def test_what_cannot_be_prepared_stays_cold_and_is_tried_again(
+    parts: tuple[ShapeBuckets, HostFeatures, FlopModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(warm_up_module, "RETRY_AFTER_S", 0.001)
+    shapes = parts[0]
+    warm_up, session = WarmUp(*parts), Failing(SCORE_CANDIDATES, times=len(shapes.score_shapes) + 2)
+    warm_up.run_essential(session, ignored)
+    warm_up.prepare_rest(session)
+    assert session.tries == 2 * len(shapes.score_shapes) + 2, "all, all again, and two of those once more"
+    assert len(session.prepared) == len(shapes.encode_shapes) + len(shapes.score_shapes)
+    count = f"{len(shapes.score_shapes)} of {len(session.prepared)}"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{count} shapes could not be prepared and stay cold: out of memory",
+        f"2 of {len(shapes.score_shapes)} shapes could not be prepared and stay cold: out of memory",
+    ]
+    while warm_up.run_next(session):
+        pass
+    assert warm_up.cold == 0
+
+
+def test_shapes_that_are_never_prepared_are_never_taken_for_warm(
+    parts: tuple[ShapeBuckets, HostFeatures, FlopModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(warm_up_module, "RETRY_AFTER_S", 0.001)
+    warm_up, session = WarmUp(*parts), Failing(SCORE_CANDIDATES, times=10**9)
+    warm_up.run_essential(session, ignored)
+    warm_up.prepare_rest(session)
+    while warm_up.run_next(session):
+        pass
+    cold = set(parts[0].score_shapes) - set(parts[0].essential)
+    assert warm_up.cold == len(cold)
+    assert warm_up.score_shape(3, 70) == ScoreShape(8, 128), "essential, and the nearest"
+    assert caplog.records[-1].getMessage().startswith(f"{len(parts[0].score_shapes)} shapes stay cold")
+    before = len(session.seen)
+    assert not warm_up.run_next(session), "nothing is left that an idle slot could do"
+    assert len(session.seen) == before
+
+
+def test_closing_ends_the_wait_for_another_try(parts: tuple[ShapeBuckets, HostFeatures, FlopModel]) -> None:
+    warm_up, session = WarmUp(*parts), Failing(SCORE_CANDIDATES, times=10**9)
+    with ThreadPoolExecutor(1) as helper:
+        preparing = helper.submit(warm_up.prepare_rest, session)
+        warm_up.close()
+        preparing.result(timeout=60)
+
+
+def test_what_a_backup_ran_is_neither_warm_nor_timed(parts: tuple[ShapeBuckets, HostFeatures, FlopModel]) -> None:
+    warm_up, session = WarmUp(*parts), Shapes()
+    heard: list[str] = []
+    session.fault = "the GPU failed (out of memory); scored on the CPU"
+    warm_up.run_essential(session, lambda graph, work, seconds: heard.append(graph))
+    every = len(parts[0].encode_shapes) + len(parts[0].score_shapes)
+    assert (warm_up.cold, heard) == (every, [])
+    session.fault = ""
+    warm_up.prepare_rest(session)
+    assert len(session.prepared) == every
+    while warm_up.run_next(session):
+        pass
+    assert warm_up.cold == 0
+
+
+def ignored(graph: str, flops: float, seconds: float) -> None:
+    """Of whoever asks for no times."""
 
 
 def _seen(warm_up: WarmUp, shape: EncodeShape | ScoreShape) -> tuple[str, tuple[tuple[int, ...], ...]]:
