@@ -37,7 +37,7 @@ void open_driver() {
       resolve(library, "cuGetErrorString", d.get_error_string) && resolve(library, "cuCtxGetCurrent", d.context_get_current) &&
       resolve(library, "cuCtxGetId", d.context_get_id) && resolve(library, "cuCtxGetDevice", d.context_get_device) &&
       resolve(library, "cuDeviceGetAttribute", d.device_get_attribute) &&
-      resolve(library, "cuModuleLoadDataEx", d.module_load_data) &&
+      resolve(library, "cuModuleLoadDataEx", d.module_load_data) && resolve(library, "cuModuleUnload", d.module_unload) &&
       resolve(library, "cuModuleGetFunction", d.module_get_function) &&
       resolve(library, "cuFuncSetAttribute", d.function_set_attribute) && resolve(library, "cuLaunchKernel", d.launch);
   if (!complete) return;

@@ -16,6 +16,9 @@ using CUdeviceptr = unsigned long long;
 
 enum : int {
   kSuccess = 0,
+  kInvalidImage = 200,
+  kNoBinaryForGpu = 209,
+  kUnsupportedPtxVersion = 222,
   kJitErrorLogBuffer = 5,
   kJitErrorLogBufferBytes = 6,
   kComputeCapabilityMajor = 75,
@@ -32,6 +35,7 @@ struct Driver {
   CUresult (*context_get_device)(CUdevice*);
   CUresult (*device_get_attribute)(int*, int, CUdevice);
   CUresult (*module_load_data)(CUmodule*, const void*, unsigned, int*, void**);
+  CUresult (*module_unload)(CUmodule);
   CUresult (*module_get_function)(CUfunction*, CUmodule, const char*);
   CUresult (*function_set_attribute)(CUfunction, int, int);
   CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**);

@@ -19,10 +19,12 @@ namespace {
 
 thread_local char last_error[1024] = "";
 
-// An image in the order in which a context tries them, and its function there once it is loaded.
+// An image in the order in which a context tries them, and its function there once it is loaded. `refused`: why the driver will
+// never take it; read and written with `loading` held.
 struct Slot {
   const Image* image;
   std::atomic<CUfunction> function;
+  CUresult refused;
 };
 
 // What is loaded in one context. Lives as long as the process: launches read it without a lock.
@@ -119,26 +121,44 @@ kunlun_status enter(const Driver& d, unsigned long long id, const Loaded*& entry
   return KUNLUN_OK;
 }
 
+// Whether a driver that answers so to an image always will. What it is short of for the moment, memory say, it may take later.
+bool is_final(CUresult result) {
+  return result == kInvalidImage || result == kNoBinaryForGpu || result == kUnsupportedPtxVersion;
+}
+
+kunlun_status load_error(const Driver& d, const Loaded& entry, const Image& image, CUresult result, const char* log) {
+  const char* text = nullptr;
+  if (d.get_error_string(result, &text) != kSuccess || !text) text = "no description";
+  return fail(KUNLUN_DRIVER_ERROR, "cuModuleLoadDataEx failed for %s (%s of sm_%d) on sm_%d: %s (%d)%s%s", image.name,
+              image.ptx ? "PTX" : "cubin", image.sm, entry.sm, text, result, log[0] ? "; " : "", log);
+}
+
+// The kernel of an image in `module`, allowed its shared memory.
+kunlun_status find_kernel(const Driver& d, const Image& image, CUmodule module, CUfunction& function) {
+  CUresult result = d.module_get_function(&function, module, image.kernel);
+  if (result != kSuccess) return driver_error(d, "cuModuleGetFunction", result);
+  if (image.shared_bytes <= 48 * 1024) return KUNLUN_OK;  // what every kernel may use without asking
+  result = d.function_set_attribute(function, kFuncMaxDynamicSharedBytes, static_cast<int>(image.shared_bytes));
+  return result == kSuccess ? KUNLUN_OK : driver_error(d, "cuFuncSetAttribute(MAX_DYNAMIC_SHARED_SIZE_BYTES)", result);
+}
+
 // Loads an image into the current context, which is that of `entry`. `loading` is held.
 kunlun_status load(const Driver& d, const Loaded& entry, Slot& slot) {
   const Image& image = *slot.image;
+  if (slot.refused != kSuccess) return load_error(d, entry, image, slot.refused, "");
   char log[512] = "";
   int options[] = {kJitErrorLogBuffer, kJitErrorLogBufferBytes};
   void* values[] = {log, reinterpret_cast<void*>(sizeof log)};
   CUmodule module = nullptr;
-  CUresult result = d.module_load_data(&module, image.data, 2, options, values);
+  const CUresult result = d.module_load_data(&module, image.data, 2, options, values);
   if (result != kSuccess) {
-    const char* text = nullptr;
-    if (d.get_error_string(result, &text) != kSuccess || !text) text = "no description";
-    return fail(KUNLUN_DRIVER_ERROR, "cuModuleLoadDataEx failed for %s (%s of sm_%d) on sm_%d: %s (%d)%s%s", image.name,
-                image.ptx ? "PTX" : "cubin", image.sm, entry.sm, text, result, log[0] ? "; " : "", log);
+    if (is_final(result)) slot.refused = result;
+    return load_error(d, entry, image, result, log);
   }
   CUfunction function = nullptr;
-  result = d.module_get_function(&function, module, image.kernel);
-  if (result != kSuccess) return driver_error(d, "cuModuleGetFunction", result);
-  if (image.shared_bytes > 48 * 1024) {  // more than every kernel may use without asking
-    result = d.function_set_attribute(function, kFuncMaxDynamicSharedBytes, static_cast<int>(image.shared_bytes));
-    if (result != kSuccess) return driver_error(d, "cuFuncSetAttribute(MAX_DYNAMIC_SHARED_SIZE_BYTES)", result);
+  if (const kunlun_status status = find_kernel(d, image, module, function)) {
+    d.module_unload(module);
+    return status;
   }
   slot.function.store(function, std::memory_order_release);
   return KUNLUN_OK;

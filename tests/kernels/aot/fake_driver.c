@@ -13,9 +13,9 @@ struct launch {
   unsigned char parameters[512];
 };
 
-int fake_major = 8, fake_minor = 0, fake_init_result = 0, fake_refuse_cubins = 0;
+int fake_major = 8, fake_minor = 0, fake_init_result = 0, fake_refuse_cubins = 0, fake_refuse_functions = 0, fake_refuse_shared = 0;
 unsigned long long fake_context = 1, fake_context_id = 1;
-int fake_modules = 0;
+int fake_modules = 0, fake_loads = 0, fake_unloads = 0;
 const void* fake_images[64];
 char fake_kernels[64][128];
 int fake_dynamic_shared[64];
@@ -37,20 +37,23 @@ CUresult cuDeviceGetAttribute(int* v, int a, int d) {
 }
 CUresult cuModuleLoadDataEx(void** m, const void* image, unsigned n, int* o, void** v) {
   (void)n, (void)o, (void)v;
-  if (fake_refuse_cubins && !memcmp(image, "\177ELF", 4)) return NO_BINARY;
+  ++fake_loads;
+  if (fake_refuse_cubins && !memcmp(image, "\177ELF", 4)) return fake_refuse_cubins;
   if (fake_modules == 64) return 2;
   fake_images[fake_modules] = image;
   *m = (void*)(unsigned long long)(0x1000 + fake_modules++);
   return SUCCESS;
 }
+CUresult cuModuleUnload(void* m) { return (void)m, ++fake_unloads, SUCCESS; }
 CUresult cuModuleGetFunction(void** f, void* m, const char* name) {
+  if (fake_refuse_functions) return 500;
   unsigned long long module = (unsigned long long)m - 0x1000;
   strncpy(fake_kernels[module], name, 127);
   *f = (void*)(0x2000 + module);
   return SUCCESS;
 }
 CUresult cuFuncSetAttribute(void* f, int attribute, int value) {
-  if (attribute != 8) return 1;
+  if (attribute != 8 || fake_refuse_shared) return 1;
   fake_dynamic_shared[(unsigned long long)f - 0x2000] = value;
   return SUCCESS;
 }

@@ -36,6 +36,7 @@ POOLING: dict[str, Any] = {
     "k_row": 128, "k_head": 64, "v_row": 256, "v_head": 16,
 }  # fmt: skip
 STRUCTS = {"gdpa": GDPAParams, "window": WindowParams, "seed_pooling": SeedPoolingParams}
+NO_BINARY_FOR_GPU, OUT_OF_MEMORY = 209, 2
 PFFN = GDPA | {"dtype": DTYPES["f16"], "block": 1, "eps": 1e-5, "q_lengths": 0x7000C}
 
 
@@ -74,11 +75,48 @@ def launched(
 
 def refused_cubin(fake: Path, library: Path) -> bytes:
     driver, kernels = with_driver(fake, library, 100)
-    driver.set("fake_refuse_cubins", 1)
-    kernels.prepare(GDPAParams(**GDPA))
+    driver.set("fake_refuse_cubins", NO_BINARY_FOR_GPU)
+    for _ in range(3):
+        kernels.prepare(GDPAParams(**GDPA))
+    assert driver.get("fake_loads") == 2, "the cubin is not offered again, and the text is there"
     kernels.launch(GDPAParams(**GDPA), 0)
     assert driver.get("fake_launches") == 1
+    driver.set("fake_context_id", 2)  # where nothing is known to be refused
+    kernels.prepare(GDPAParams(**GDPA))
+    assert driver.get("fake_loads") == 4
     return driver.image(0)
+
+
+def short_of_memory(fake: Path, library: Path) -> None:
+    """Which says nothing of the image: it is offered again."""
+    driver, kernels = with_driver(fake, library, 100)
+    driver.set("fake_refuse_cubins", OUT_OF_MEMORY)
+    kernels.prepare(GDPAParams(**PFFN))
+    assert b".target" in driver.image(0)[:400]
+    kernels.prepare(GDPAParams(**PFFN))
+    assert driver.get("fake_loads") == 3
+
+
+def unusable_kernels(fake: Path, library: Path) -> str:
+    """No image's kernel is found, and later all are."""
+    driver, kernels = with_driver(fake, library)
+    driver.set("fake_refuse_functions", 1)
+    with pytest.raises(KernelError) as error:
+        kernels.prepare(GDPAParams(**PFFN))
+    assert driver.get("fake_loads") == driver.get("fake_unloads") > 0
+    driver.set("fake_refuse_functions", 0)
+    kernels.prepare(GDPAParams(**PFFN))
+    kernels.launch(GDPAParams(**PFFN), 0)
+    return str(error.value)
+
+
+def too_much_shared_memory(fake: Path, library: Path, sm: int) -> tuple[int, int]:
+    """How many images were loaded, and unloaded, until one was found whose kernel needs less."""
+    driver, kernels = with_driver(fake, library, sm)
+    driver.set("fake_refuse_shared", 1)
+    kernels.prepare(GDPAParams(**PFFN))
+    kernels.launch(GDPAParams(**PFFN), 0)
+    return driver.get("fake_loads"), driver.get("fake_unloads")
 
 
 def preparation(fake: Path, library: Path) -> None:

@@ -103,6 +103,20 @@ def test_a_driver_that_is_too_old_for_a_cubin_gets_text(fake_libcuda: Path, libr
     assert b".target sm_80" in in_driver_process(scenarios.refused_cubin, fake_libcuda, library_path)
 
 
+def test_a_cubin_that_the_driver_was_short_of_memory_for_is_tried_again(fake_libcuda: Path, library_path: Path) -> None:
+    in_driver_process(scenarios.short_of_memory, fake_libcuda, library_path)
+
+
+def test_a_module_whose_kernel_cannot_be_used_is_unloaded(
+    fake_libcuda: Path, library_path: Path, compiled: list[Compiled]
+) -> None:
+    message = in_driver_process(scenarios.unusable_kernels, fake_libcuda, library_path)
+    assert "cuModuleGetFunction failed" in message
+    large = next(c.job.sm for c in compiled if c.shared_bytes > 48 * 1024 and c.job.variant.name.startswith("pffn"))
+    loaded, unloaded = in_driver_process(scenarios.too_much_shared_memory, fake_libcuda, library_path, large)
+    assert loaded == unloaded + 1
+
+
 def test_loading_happens_in_prepare_once_per_context(fake_libcuda: Path, library_path: Path) -> None:
     in_driver_process(scenarios.preparation, fake_libcuda, library_path)
 
