@@ -17,6 +17,8 @@ from kernels.tensorrt.nodes import DOMAIN, GDPA, PFFN, VERSION, Node, WindowAtte
 
 OPSET = 20
 IR_VERSION = 10  # the first with overloads of functions
+TYPES = {"f32": onnx.TensorProto.FLOAT, "f16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+"""Element types by precision."""
 
 # `hidden` of `scores`; every activation maps 0 to 0, so padding stays zero.
 _ACTIVATIONS = {
@@ -34,12 +36,7 @@ _ACTIVATIONS = {
 def function(node: Node) -> FunctionProto:
     """The body of `node`, without an overload name."""
     if isinstance(node, GDPA):
-        lines = (
-            _pffn(node)
-            if isinstance(node, PFFN)
-            else [*_float("q", "k", "v"), *_gdpa(node, "q_f"), "result = Identity (mixed)"]
-        )
-        like = "q"
+        lines, like = _pffn(node) if isinstance(node, PFFN) else _gdpa_alone(node), "q"
     elif isinstance(node, WindowAttention):
         lines, like = _window(), "q"
     else:

@@ -20,8 +20,9 @@ from kernels.aot.catalogue import variants
 from kernels.aot.check import executed
 from kernels.aot.codegen import write_sources
 from kernels.aot.compiler import Job
+from kernels.tensorrt.bodies import TYPES
 from kernels.tensorrt.build import build_check, build_plugin
-from kernels.tensorrt.examples import TYPES, model_of, profiles, unchecked
+from kernels.tensorrt.examples import model_of, profiles, unchecked
 from kernels.tensorrt.loader import find_plugin
 from kernels.tensorrt.nodes import GDPA, PFFN, Node, SeedPooling, WindowAttention
 from kernels.tensorrt.parser import Findings, Profile, ask

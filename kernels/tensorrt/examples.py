@@ -8,11 +8,9 @@ from typing import Any
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
-from kernels.tensorrt.bodies import OPSET, with_functions
+from kernels.tensorrt.bodies import OPSET, TYPES, with_functions
 from kernels.tensorrt.nodes import DOMAIN, Node, SeedPooling
 from kernels.tensorrt.parser import Profile
-
-TYPES = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
 def model_of(nodes: Sequence[Node], dtype: str, heads: int, width: int) -> ModelProto:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,25 +25,28 @@ from numpy.typing import NDArray
 
 from loadtest.bench import SMALL
 from loadtest.checks.check import Check
+from loadtest.checks.other_weights import with_other_weights
 from loadtest.pipeline import CONFIGS, Pipeline
 from model.artifact import Artifact, open_artifact
 from model.cli.console import note
+from model.flops import FlopModel
 from model.metrics.normalized_entropy import NEState
 from model.signature import ENCODE_USER, PROBABILITIES, SCORE_CANDIDATES
 from model.tensor_spec import CANDIDATES, REQUESTS, USERS, history_size
 from serving.config import ServerConfig, artifact_path
 from serving.core.host_features import HostFeatures
 from serving.core.options import CoreOptions
+from serving.core.shapes import ShapeBuckets
+from serving.core.warm_up import WarmUp
 from serving.engines.base import Engine, Session, Tensors
-from serving.engines.cache import GRAPHS, default_cache
+from serving.engines.cache import default_cache
 from serving.engines.open import build_engine, open_engine
 from serving.engines.parity import GATES
-from serving.engines.tensorrt.build import BuiltTensorRt, build
+from serving.engines.tensorrt.build import BuiltTensorRt, build, timing_cache
 from serving.engines.tensorrt.device import Runtime
-from serving.engines.tensorrt.engine import TensorRtEngine, model_form, plan_file
+from serving.engines.tensorrt.engine import RESERVED_SHARE, TensorRtEngine, model_form
 from serving.engines.tensorrt.open import NoRuntime, nvidia_runtime
 from serving.engines.tensorrt.pieces import PiecewiseSession
-from serving.engines.tensorrt.prepare import prepare
 from serving.engines.tensorrt.session import ModelForm
 from serving.engines.tensorrt.work import WorkPlan
 from serving.tuning.engine_work import engine_work
@@ -91,8 +96,8 @@ class ServedEngine:
             )
         return made
 
-    def engine(self, precision: str, *, uses_graphs: bool = True) -> TensorRtEngine:
-        """A fresh engine with one session to open."""
+    def engine(self, precision: str, *, slots: int = 1, uses_graphs: bool = True) -> TensorRtEngine:
+        """A fresh engine with `slots` sessions to open."""
         built = self.built[precision]
         assert built.path is not None, f"the engine in {precision} failed parity"
         return TensorRtEngine(
@@ -101,30 +106,46 @@ class ServedEngine:
             self.form(precision),
             precision=precision,
             device_peak_flops=built.device_peak_flops,
-            slots=1,
+            slots=slots,
             uses_graphs=uses_graphs,
         )
 
     def check_build(self) -> Check:
-        """Both engines, and how long building and refitting took."""
+        """Both engines, and one of other weights refitted from the narrow one: how long that took, and what it computes."""
         figures: dict[str, Any] = {}
         for precision, built in self.built.items():
             figures[f"{precision}_seconds"] = round(built.seconds, 1)
             figures[f"{precision}_peak_tflops"] = round(built.device_peak_flops / 1e12, 1)
-        path = self.built[NARROW].path
-        assert path is not None
-        typed = self.cache / "refit"
-        typed.mkdir(exist_ok=True)
-        prepare(self.artifact, self.form(NARROW), NARROW, typed)
-        started = time.perf_counter()
-        for graph in GRAPHS:
-            self.runtime.refit((path / plan_file(graph)).read_bytes(), typed / f"{graph}.onnx")
-        figures["refit_seconds"] = round(time.perf_counter() - started, 2)
+        with tempfile.TemporaryDirectory(prefix="kunlun-refit-") as folder:
+            refitted, moved = self._refitted(Path(folder))
+        parity = refitted.parity
+        figures["refit_seconds"] = round(refitted.seconds, 2)
+        figures["refit_error"] = float(f"{parity.max_probability_error:.2e}")
+        figures["refit_moved"] = float(f"{moved:.2e}")
         figures["form"] = self.built[NARROW].prepared.graphs[ENCODE_USER].form
         figures["driver"], figures["device"] = self.runtime.devices[0].driver, self.built[NARROW].identity.device
         figures |= self.runtime.libraries
-        ok = figures["refit_seconds"] < figures[f"{NARROW}_seconds"]
-        return Check("engine", figures, "refit in less time than building", ok)
+        is_right = refitted.refitted and parity.passed and moved > parity.gate
+        target = (
+            f"other weights, which move probabilities by more than {parity.gate:g}, refitted in less time than a build; parity"
+        )
+        return Check("engine", figures, target, is_right and refitted.seconds < self.built[NARROW].seconds)
+
+    def _refitted(self, folder: Path) -> tuple[BuiltTensorRt, float]:
+        """The narrow engine with other weights, compiled as new versions are; how far they move the twin's probabilities."""
+        narrow = self.built[NARROW]
+        assert narrow.path is not None
+        cache = folder / "cache"
+        shutil.copytree(narrow.path, cache / narrow.path.name)
+        timings = timing_cache(self.cache, narrow.identity)
+        if timings.is_file():
+            shutil.copy(timings, cache)
+        other = with_other_weights(self.artifact, folder / self.artifact.manifest.model / "other-weights")
+        note("refitting the engine with other weights")
+        work = self.work(NARROW)
+        made = build(other, self.runtime, work, cache=cache, precision=NARROW, probe_width=self.probe_width)
+        name = f"{SCORE_CANDIDATES}/{PROBABILITIES}"
+        return made, float(np.abs(other.golden()[name] - self.artifact.golden()[name]).max())
 
     def check_parity(self) -> Check:
         """Every layer's state and the probabilities against the twin's golden batch."""
@@ -199,18 +220,30 @@ class ServedEngine:
         return Check("ranking", figures | flips.shares, target, abs(delta) <= LEAST_NE_DELTA)
 
     def check_memory(self) -> Check:
-        """Bytes of weights and of a session, against the device's memory."""
-        engine = self.engine(NARROW)
-        device = self.runtime.devices[0]
+        """What two slots take of the device once every bucket is open, beside what they were known to allocate."""
+        device, devices = self.runtime.devices[0], len(self.runtime.devices)
+        flops = FlopModel.from_json(self.artifact.manifest.flops, self.artifact.config)
+        shapes, host = ShapeBuckets(self.artifact.schema, self.options), HostFeatures(self.artifact)
+        before = device.free_bytes()
+        engine = self.engine(NARROW, slots=2 * devices)
         memory = engine.memory(device, 2)
+        for session in [engine.open_session() for _ in range(2 * devices)]:
+            if session.device is device:
+                WarmUp(shapes, host, flops).prepare_rest(session)
+        taken = before - device.free_bytes()
         engine.close()
+        beyond, reserved = taken - memory.total, RESERVED_SHARE * device.total_bytes
         figures = {
             "weights_mib": round(memory.weights / 2**20, 1),
             "session_mib": round(memory.session / 2**20, 1),
             "two_slots_mib": round(memory.total / 2**20, 1),
+            "taken_mib": round(taken / 2**20, 1),
+            "contexts_and_graphs_mib": round(beyond / 2**20, 1),
+            "kept_after_closing_mib": round((before - device.free_bytes()) / 2**20, 1),
             "device_mib": device.total_bytes >> 20,
         }
-        return Check("memory", figures, "two slots within the device's memory", memory.total < device.total_bytes)
+        target = f"contexts and CUDA graphs of every bucket within the {RESERVED_SHARE:.0%} of the device that are left to them"
+        return Check("memory", figures, target, taken > 0 and beyond <= reserved)
 
     def _shapes(self) -> list[tuple[str, str, Tensors]]:
         host, options = HostFeatures(self.artifact), self.options

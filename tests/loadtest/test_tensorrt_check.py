@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import pytest
 
@@ -12,7 +13,7 @@ from kernels.tensorrt.examples import model_of
 from kernels.tensorrt.nodes import GDPA
 from kernels.tensorrt.parser import Findings, PluginLayer
 from loadtest.checks import tensorrt
-from loadtest.checks.tensorrt import CASES
+from loadtest.checks.tensorrt import CASES, Form
 
 SMALL = CASES[1]
 NODE = GDPA(n_kv=64, indexed=1)
@@ -35,6 +36,26 @@ def test_a_typed_graph_needs_a_kernel_for_every_node_of_ours(graph: onnx.ModelPr
     assert lacking.ok is False
     assert "graph: out_0 is not f32" in lacking.note
     assert "GDPA: no kernel gdpa_bf16_h2x64_kv63 is shipped" in lacking.note
+
+
+def test_an_engine_that_computes_nan_has_not_agreed() -> None:
+    """Nor do later outputs make up for it."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Log", ["x"], ["y"]), onnx.helper.make_node("Identity", ["x"], ["z"])],
+        "graph",
+        [value("x", onnx.TensorProto.FLOAT, [1])],
+        [value(name, onnx.TensorProto.FLOAT, [1]) for name in "yz"],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    minus_one = np.array([-1.0], np.float32)
+    errors: dict[str, float] = {}
+    for wanted in ({"y": minus_one, "z": minus_one}, {"z": minus_one}):
+        tensorrt._compare(Form("form", model, {"x": minus_one}, wanted), errors)
+    assert errors.keys() == {"ONNX Runtime", "OpenVINO"}
+    assert np.isnan(list(errors.values())).all()
+    assert tensorrt._agreed(SMALL, errors).ok is False
+    assert tensorrt._agreed(SMALL, {"ONNX Runtime": tensorrt.BOUND}).ok
 
 
 def test_what_needs_nvidias_tools_is_not_verified_rather_than_left_out(graph: onnx.ModelProto) -> None:

@@ -10,6 +10,8 @@ import pytest
 from loadtest.checks.tensorrt_gpu import NARROW, Batches, ServedEngine, _Flips, page
 from model.artifact import Artifact
 from serving.core.options import CoreOptions
+from serving.engines.cache import GRAPHS
+from serving.engines.parity import GATES
 from tests.serving.compiled import artifact
 from tests.serving.engines.tensorrt.stand_in import StandInRuntime
 
@@ -38,11 +40,18 @@ def test_every_check_runs_and_says_what_was_asked_for(artifact: Artifact, tmp_pa
     assert parity.ok
     assert {"f32_state_0", f"{NARROW}_state_2", f"{NARROW}_probability"} <= parity.figures.keys()
     assert {"f32_seconds", "refit_seconds", "driver", "plugin"} <= built.figures.keys()
+    gate = GATES[NARROW][0]
+    assert built.figures["refit_error"] <= gate < built.figures["refit_moved"], "the other weights are in the engine"
+    assert subject.runtime.refitted == list(GRAPHS)
     assert latency.figures["encode_2_users"].keys() == {"graphs", "plain", "cpu", "plain_ratio", "cpu_ratio"}
     assert latency.figures["torch"].startswith("not measured")
     assert abs(ranking.figures["ne_delta"]) < 0.05
     assert ranking.figures["requests"] == 5
     assert memory.ok
+    assert memory.figures["taken_mib"] == memory.figures["two_slots_mib"], "of a stand-in, whose graphs take nothing"
+    assert memory.figures["kept_after_closing_mib"] == 0
+    (gpu,) = subject.runtime.gpus
+    assert gpu.captures >= 2 * sum(len(subject.work(NARROW).of(graph).buckets) for graph in GRAPHS)
     text = page([built, parity, latency, ranking, memory], artifact)
     assert all(f"| {name} |" in text for name in ("engine", "parity", "latency_ms", "ranking", "memory"))
 

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from kernels.tensorrt.bodies import TYPES
 from model.artifact import Artifact, ArtifactError, sha256_of
 from model.signature import GraphSignature
 from model.tensor_spec import TensorSpec
@@ -34,7 +35,6 @@ from serving.engines.tensorrt.open import identity
 from serving.engines.tensorrt.pieces import PiecewiseSession
 from serving.engines.tensorrt.prepare import Prepared, prepare
 from serving.engines.tensorrt.session import ModelForm, TensorRtSession
-from serving.engines.tensorrt.typed_graph import TYPES
 from serving.engines.tensorrt.work import GraphWork, Profile, WorkPlan, shape_of
 
 PROBE_WIDTH, PROBE_RUNS, PROBE_CHAINS = 4096, 15, (1, 9)

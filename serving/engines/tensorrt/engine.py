@@ -1,6 +1,6 @@
 """The TensorRT engine: both graphs on every GPU, and sessions dealt out to the GPUs in turn.
 
-Weights are loaded once per GPU; a session adds its staging, its scratch and, as batches come, a context and a CUDA graph per
+Weights are loaded once per GPU; a session adds its staging, its scratch and, as shapes get warm, a context and a CUDA graph per
 bucket. Before weights are loaded they are held against the memory that the GPU has free, by the size of their plans, and after
 that staging and scratch of all sessions. What contexts and CUDA graphs take is not known beforehand: a share is left to them.
 """

@@ -20,10 +20,10 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from kernels.tensorrt.bodies import TYPES
 from kernels.tensorrt.nodes import DOMAIN
 from model.signature import LOGITS
 
-TYPES = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 PRODUCTS = frozenset({"MatMul", "Gemm"})
 MOVES = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity"})
 """Operators that move values without looking at them: a cast may pass them on its way up to a weight."""

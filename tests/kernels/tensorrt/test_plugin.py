@@ -13,8 +13,9 @@ import pytest
 from fake_driver import build as build_driver
 from smallest import HEADS, N_KV, WIDTH
 
+from kernels.tensorrt.bodies import TYPES
 from kernels.tensorrt.build import build_plugin
-from kernels.tensorrt.examples import TYPES, model_of, profiles, unchecked
+from kernels.tensorrt.examples import model_of, profiles, unchecked
 from kernels.tensorrt.loader import find_plugin
 from kernels.tensorrt.nodes import GDPA, PFFN, Node, SeedPooling, WindowAttention
 from kernels.tensorrt.parser import Findings, ask
