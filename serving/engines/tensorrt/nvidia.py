@@ -54,6 +54,7 @@ def checked(answer: tuple[Any, ...]) -> Any:
     if status != cuda.cudaError_t.cudaSuccess:
         _, text = cuda.cudaGetErrorString(status)
         words = text.decode() if isinstance(text, bytes) else str(text)
+        cuda.cudaGetLastError()  # which clears it, if it can be: TensorRT must not take it for an error of its own
         raise DeviceError(f"CUDA: {status.name}: {words}", is_lost=status.name in _STICKY)
     return values[0] if len(values) == 1 else tuple(values)
 
@@ -148,6 +149,7 @@ class CudaDevice:
             status, graph = cuda.cudaStreamEndCapture(stream)
             if status == cuda.cudaError_t.cudaSuccess:
                 cuda.cudaGraphDestroy(graph)
+            cuda.cudaGetLastError()
             raise
         graph = checked(cuda.cudaStreamEndCapture(stream))
         try:

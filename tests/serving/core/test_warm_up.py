@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -171,12 +172,18 @@ def test_shapes_that_are_never_prepared_are_never_taken_for_warm(
     assert len(session.seen) == before
 
 
-def test_closing_ends_the_wait_for_another_try(parts: tuple[ShapeBuckets, HostFeatures, FlopModel]) -> None:
+def test_closing_ends_the_wait_for_another_try(
+    parts: tuple[ShapeBuckets, HostFeatures, FlopModel], caplog: pytest.LogCaptureFixture
+) -> None:
     warm_up, session = WarmUp(*parts), Failing(SCORE_CANDIDATES, times=10**9)
     with ThreadPoolExecutor(1) as helper:
         preparing = helper.submit(warm_up.prepare_rest, session)
+        while not caplog.records:  # which says that all have been tried, and is followed by the wait
+            assert not preparing.done()
+            time.sleep(0.001)
         warm_up.close()
         preparing.result(timeout=60)
+    assert session.tries == len(parts[0].score_shapes)
 
 
 def test_what_a_backup_ran_is_neither_warm_nor_timed(parts: tuple[ShapeBuckets, HostFeatures, FlopModel]) -> None:

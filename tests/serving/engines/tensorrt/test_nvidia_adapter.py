@@ -65,15 +65,17 @@ def device(nvidia: Any) -> Any:
     return made
 
 
-def test_errors_that_lose_the_device_are_errors_of_cuda(nvidia: Any) -> None:
+def test_errors_that_lose_the_device_are_errors_of_cuda(nvidia: Any, driver: Driver) -> None:
     assert {error.name for error in Errors} >= nvidia._STICKY
     for name in ("cudaErrorIllegalAddress", "cudaErrorTensorMemoryLeak", "cudaErrorNvlinkUncorrectable"):
         with pytest.raises(DeviceError, match=f"CUDA: {name}: as told") as lost:
             nvidia.checked((getattr(Errors, name),))
         assert lost.value.is_lost
+    driver.asked.clear()
     with pytest.raises(DeviceError) as passing:
         nvidia.checked((Errors.cudaErrorMemoryAllocation,))
     assert not passing.value.is_lost
+    assert driver.asked == ["GetLastError"]
 
 
 def test_a_capture_leaves_no_graph_but_the_one_it_returns(device: Any, driver: Driver) -> None:
@@ -84,7 +86,7 @@ def test_a_capture_leaves_no_graph_but_the_one_it_returns(device: Any, driver: D
     driver.answers["cudaGraphInstantiate"] = (Errors.cudaErrorMemoryAllocation, None)
     with pytest.raises(DeviceError, match="cudaErrorMemoryAllocation"):
         device.capture(1, lambda: None)
-    assert driver.asked[-3:] == ended
+    assert driver.asked[-4:] == ["StreamEndCapture", "GraphInstantiate", "GetLastError", "GraphDestroy"]
 
 
 @pytest.mark.parametrize("ending", [(OK, 7), (Errors.cudaErrorStreamCaptureInvalidated, None)])
@@ -99,6 +101,7 @@ def test_what_failed_inside_a_capture_is_what_is_raised(device: Any, driver: Dri
     assert raised.value.is_lost
     assert "StreamEndCapture" in driver.asked, "the stream has left its capture"
     assert ("GraphDestroy" in driver.asked) == (ending[0] == OK)
+    assert driver.asked[-1] == "GetLastError", "nothing that runs next finds an error"
 
 
 class Context:
