@@ -35,7 +35,7 @@ RATE, CALLS = 8.0, 4000
 """More calls than are needed: what happens to the replicas ends a run."""
 
 THROTTLED_RATE = 40.0
-"""Envoy judges a replica by ten calls and more."""
+"""Envoy judges a replica by five calls and more within two seconds."""
 
 
 @pytest.fixture(scope="module")
