@@ -16,7 +16,6 @@ from serving.core.options import CoreOptions
 from serving.engines.base import DeviceError
 from serving.engines.cache import default_cache
 from serving.engines.open import TARGETS, BuiltEngine, build_engine
-from serving.lifecycle import ended_by_sigterm
 
 DEFAULTS = {"target": "openvino", "precision": "auto", "cache": None, "threads": 1, "fused_block": False}
 
@@ -38,12 +37,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """As `_run`, which SIGTERM ends: it is the first process of a container where pods compile their engines."""
-    with ended_by_sigterm():
-        return _run(arguments)
-
-
-def _run(arguments: argparse.Namespace) -> int:
     """Compile and report; 1 when the engine does not compute what the twin computed, 3 when there is no GPU to build on."""
     served = _as_served(arguments) if arguments.config is not None else None
     if arguments.artifact is None:

@@ -31,9 +31,9 @@ async def main():
 
 uvloop.run(main())
 """
-COMPILES_FOR_EVER = """
+WORKS_FOR_EVER = """
 import tempfile, time
-from serving.lifecycle import ended_by_sigterm
+from kunlun.cli import ended_by_sigterm
 
 with ended_by_sigterm(), tempfile.TemporaryDirectory() as directory:
     print(directory, flush=True)
@@ -95,8 +95,8 @@ def test_the_second_signal_ends_a_server_at_once(is_process_one: bool, number: s
         assert script.process.wait(timeout=60) == 128 + number
 
 
-def test_sigterm_ends_a_compilation_and_leaves_nothing_behind(is_process_one: bool) -> None:
-    with running(COMPILES_FOR_EVER, is_process_one=is_process_one) as script:
+def test_sigterm_ends_a_command_and_leaves_nothing_behind(is_process_one: bool) -> None:
+    with running(WORKS_FOR_EVER, is_process_one=is_process_one) as script:
         directory = Path(script.line())
         assert directory.is_dir()
         script.send(signal.SIGTERM)
