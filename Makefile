@@ -80,7 +80,7 @@ locust-check: $(STAMP) ## Locust against the open-loop harness and the server's 
 
 deploy-check: $(STAMP) ## all of deployment: images in a clean root (needs root), chart, clients, balancers, Locust; PAGE=1, ONLY=part
 	$(BIN)/python -c 'import kubernetes_validate' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check --editable '.[deploy]'
-	command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap; }
+	$(if $(filter-out clean_root,$(ONLY)),:,false) || command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap; }
 	$(BIN)/python -m loadtest.checks.deploy $(if $(PAGE),--page) $(if $(ONLY),--only $(ONLY))
 
 system-deps: ## the few Debian packages that some tests use (needs root)

@@ -38,8 +38,7 @@ def on_init(environment: Environment, **_: Any) -> None:
 
     @environment.events.test_start.add_listener
     def on_test_start(environment: Environment, **_: Any) -> None:
-        worker.is_over = False
-        worker.measures.clear()
+        worker.clear()
         if not isinstance(runner, MasterRunner):
             worker.begin()
 

@@ -61,7 +61,9 @@ async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
         return None
     finally:
         stopping.cancel()
-        task.cancel()
+        if task.cancel():  # whoever waited for it has been cancelled
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
 
 @contextlib.asynccontextmanager

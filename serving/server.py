@@ -140,7 +140,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[Addresses]:
         address = bind(server, config)
         stack.push_async_callback(ranker.drain)
         await server.start()
-        stack.push_async_callback(_stop_accepting, server, health, config)
+        stack.push_async_callback(_stop_accepting, server, health, guard, config)
 
         await ranker.start()
         if config.ingest is not None:
@@ -172,9 +172,10 @@ def _add_services(
     feedback_pb2_grpc.add_FeedbackServicer_to_server(feedback, server)  # type: ignore[no-untyped-call]
 
 
-async def _stop_accepting(server: grpc.aio.Server, health: Health, config: ServerConfig) -> None:
+async def _stop_accepting(server: grpc.aio.Server, health: Health, guard: Guard, config: ServerConfig) -> None:
     await health.stopping()
-    await asyncio.sleep(config.shutdown_delay_s)
+    if guard.ready:  # before, no balancer has sent a call
+        await asyncio.sleep(config.shutdown_delay_s)
     await server.stop(config.shutdown_grace_s)
 
 

@@ -16,10 +16,9 @@ from typing import Any
 
 import yaml
 
-from loadtest.balancer.traffic import BY_LOAD, BY_USER
+from loadtest.balancer.traffic import SETS
 from loadtest.processes import LOOPBACK, end, free_ports, wait_until
 
-RANKERS = (BY_LOAD, BY_USER)
 CONFIG = Path(__file__).parents[2] / "deploy" / "envoy" / "envoy.yaml"
 
 
@@ -33,7 +32,7 @@ class EnvoyProcess:
         self.stats_address = f"{LOOPBACK}:{ports['stats']}"
         self._admin = f"http://{LOOPBACK}:{admin}"
 
-    def healthy(self, sets: Sequence[str] = RANKERS) -> set[str]:
+    def healthy(self, sets: Sequence[str] = SETS) -> set[str]:
         """Addresses of the replicas that get calls: neither failing health checks nor ejected."""
         clusters = [c for c in self._get("clusters?format=json")["cluster_statuses"] if c["name"] in sets]
         return set.intersection(*({_address(host) for host in c.get("host_statuses", []) if _is_used(host)} for c in clusters))
@@ -47,8 +46,8 @@ class EnvoyProcess:
         return self._sum("outlier_detection.ejections_enforced_total")
 
     def _sum(self, stat: str) -> int:
-        names = {f"cluster.{cluster}.{stat}" for cluster in RANKERS}
-        pattern = urllib.parse.quote(f"^cluster\\.({'|'.join(RANKERS)})\\.{stat}$")
+        names = {f"cluster.{cluster}.{stat}" for cluster in SETS}
+        pattern = urllib.parse.quote(f"^cluster\\.({'|'.join(SETS)})\\.{stat}$")
         stats = self._get(f"stats?format=json&filter={pattern}")["stats"]
         return sum(int(s["value"]) for s in stats if s.get("name") in names)
 
@@ -78,7 +77,7 @@ def envoy(workdir: Path, replicas: Sequence[str]) -> Iterator[EnvoyProcess]:
     names = [listener["name"] for listener in config["static_resources"]["listeners"]]
     admin, *free = free_ports(1 + len(names))
     ports = dict(zip(names, free, strict=True))
-    relocate(config, ports, admin, replicas, RANKERS)
+    relocate(config, ports, admin, replicas, SETS)
     with run_envoy(workdir, config):
         running = EnvoyProcess(ports, admin)
         yield running

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from loadtest.balancer.traffic import BY_LOAD, BY_USER
+from loadtest.balancer.traffic import SETS
 from loadtest.processes import LOOPBACK, end, free_ports, wait_until
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 BIND = re.compile(r"^frontend (\w+)\n    bind :\d+", re.MULTILINE)
 CHECKS = re.compile(r"^    option tcp-check\n(?:    tcp-check .*\n)+", re.MULTILINE)
 TEMPLATE = re.compile(r"^    server-template .*$", re.MULTILINE)
-BACKENDS = (BY_LOAD, BY_USER)
 CONNECTIONS = """
 # What a balancer of connections does (a Kubernetes Service with a readiness probe): it never looks inside one.
 defaults
@@ -45,14 +44,14 @@ class HAProxyProcess:
         self.by_connection = f"{LOOPBACK}:{ports['by_connection']}"
         self._stats, self._replicas = f"http://{LOOPBACK}:{ports['stats']}/stats;csv", replicas
 
-    def healthy(self, sets: Sequence[str] = BACKENDS) -> set[str]:
+    def healthy(self, sets: Sequence[str] = SETS) -> set[str]:
         """Addresses of the replicas that get calls."""
         up = [{row["svname"] for row in self._servers(backend) if row["status"].startswith("UP")} for backend in sets]
         return {self._replicas[int(name[1:])] for name in set.intersection(*up)}
 
     def repeated(self) -> int:
         """Calls that HAProxy has sent once more so far."""
-        rows = [row for backend in BACKENDS for row in self._servers(backend)]
+        rows = [row for backend in SETS for row in self._servers(backend)]
         return sum(int(row["wretr"] or 0) + int(row["wredis"] or 0) for row in rows)
 
     def ejected(self) -> int:

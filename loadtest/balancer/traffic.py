@@ -19,7 +19,7 @@ DEADLINE_MS = 30_000.0
 """Generous: what is asked here is whether a call is lost."""
 
 
-BY_LOAD, BY_USER = "rankers", "rankers_by_user"
+BY_LOAD, BY_USER = SETS = "rankers", "rankers_by_user"
 """The two sets of replicas that a balancer keeps, one for each way of choosing, each with health checks of its own."""
 
 
@@ -30,7 +30,7 @@ class Balancer(Protocol):
     address: str
     by_user: str
 
-    def healthy(self, sets: Sequence[str] = (BY_LOAD, BY_USER)) -> set[str]:
+    def healthy(self, sets: Sequence[str] = SETS) -> set[str]:
         """Addresses of the replicas that get calls, in all of these sets."""
         ...
 

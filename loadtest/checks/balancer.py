@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ class BalancerCheck:
     def steps(self, scenario: str | None = None, balancer: str | None = None) -> Iterator[tuple[str, Callable[[], Check]]]:
         """Every scenario behind every balancer, or those of one name; a balancer that is not there fails as one."""
         for name in [balancer] if balancer else BALANCERS:
-            version = VERSIONS[name]()
+            version = _version(name)
             if version is None:
                 yield name, lambda name=name: _missing(name)  # type: ignore[misc]
                 continue
@@ -83,8 +84,16 @@ def main() -> int:
     return status
 
 
+def _version(balancer: str) -> str | None:
+    """None: it is not installed, or does not start."""
+    try:
+        return VERSIONS[balancer]()
+    except (OSError, subprocess.SubprocessError, LookupError):
+        return None
+
+
 def _missing(balancer: str) -> Check:
-    return Check(balancer, {"version": None}, f"installed ({INSTALL[balancer]})", False)
+    return Check(balancer, {"version": None}, f"installed, and says its version ({INSTALL[balancer]})", False)
 
 
 if __name__ == "__main__":

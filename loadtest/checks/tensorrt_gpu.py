@@ -36,7 +36,7 @@ from model.tensor_spec import CANDIDATES, REQUESTS, USERS, history_size
 from serving.config import ServerConfig, artifact_path
 from serving.core.host_features import HostFeatures
 from serving.core.options import CoreOptions
-from serving.core.shapes import ShapeBuckets
+from serving.core.shapes import Shape, ShapeBuckets
 from serving.core.warm_up import WarmUp
 from serving.engines.base import Engine, Session, Tensors
 from serving.engines.cache import default_cache
@@ -224,14 +224,18 @@ class ServedEngine:
         device, devices = self.runtime.devices[0], len(self.runtime.devices)
         flops = FlopModel.from_json(self.artifact.manifest.flops, self.artifact.config)
         shapes, host = ShapeBuckets(self.artifact.schema, self.options), HostFeatures(self.artifact)
+        every: list[Shape] = [*shapes.encode_shapes, *shapes.score_shapes]
         before = device.free_bytes()
-        engine = self.engine(NARROW, slots=2 * devices)
+        engine, warm_up = self.engine(NARROW, slots=2 * devices), WarmUp(shapes, host, flops)
         memory = engine.memory(device, 2)
-        for session in [engine.open_session() for _ in range(2 * devices)]:
-            if session.device is device:
-                WarmUp(shapes, host, flops).prepare_rest(session)
-        taken = before - device.free_bytes()
-        engine.close()
+        try:
+            for session in [engine.open_session() for _ in range(2 * devices)]:
+                if session.device is device:
+                    for shape in every:
+                        session.prepare(*warm_up.inputs(shape))
+            taken = before - device.free_bytes()
+        finally:
+            engine.close()
         beyond, reserved = taken - memory.total, RESERVED_SHARE * device.total_bytes
         figures = {
             "weights_mib": round(memory.weights / 2**20, 1),

@@ -53,12 +53,17 @@ class Worker:
         self._idle: list[Client] = []
         self.population: Population | None = None
         self.capacity: Capacity | None = None
-        self.is_over = False
+        self.is_over = self._is_ending = False
         self._threads = gevent.threadpool.ThreadPool(MOST_AT_ONCE)
+
+    def clear(self) -> None:
+        """Forget the run before."""
+        self.is_over = self._is_ending = False
+        self.number, self.population = 0, None
+        self.measures.clear()
 
     def begin(self) -> None:
         """Connect, and introduce this worker's people if there is a world."""
-        self.is_over, self.number, self.population = False, 0, None
         try:
             self._begin()
         except Exception as error:  # an option, the server, the world: nothing can be sent without them
@@ -90,7 +95,8 @@ class Worker:
     def end_run(self) -> None:
         """At a master or in a single process; a worker's faults go to its master, which does."""
         runner = self.environment.runner
-        if runner is not None and not isinstance(runner, WorkerRunner):
+        if runner is not None and not isinstance(runner, WorkerRunner) and not self._is_ending:
+            self._is_ending = True
             gevent.spawn(runner.quit if self.options.headless else runner.stop)
 
     @property

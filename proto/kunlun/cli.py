@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as an exit would, temporary files included.
+    """SIGTERM ends the block as an exit would, temporary files included, once a library that it is in has returned.
 
     By a handler of ours, since the kernel spares the first process of a container every signal that it does not handle.
     """

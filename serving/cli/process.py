@@ -34,18 +34,23 @@ def run_until_stopped(arguments: argparse.Namespace, work: Callable[[], Coroutin
 
     text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=arguments.log_level.upper(), stream=sys.stderr, format=text)
+    mistake: Exception | None = None
     try:
         uvloop.run(work())
     except (ConfigError, ArtifactError, DeviceError, StoreUnavailable) as error:
-        raise UsageError(str(error)) from error
+        mistake = error
     if is_busy_beside():
-        _end_now()
+        _end_now(mistake)
+    if mistake is not None:
+        raise UsageError(str(mistake)) from mistake
     return 0
 
 
-def _end_now() -> None:
+def _end_now(mistake: Exception | None) -> None:
     """Everything is closed; only a shape is still being compiled, for nobody. Libraries are not unloaded under it."""
+    if mistake is not None:
+        print(f"kunlun: {mistake}", file=sys.stderr)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(0 if mistake is None else 2)

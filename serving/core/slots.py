@@ -86,7 +86,9 @@ class EngineSlot(Generic[Task, Outcome]):
                 os.sched_setaffinity(0, {self._cpu})  # of this thread alone
             session = self._engine.open_session()
             self._warm(session)
-            self._helper = threading.Thread(target=self._do_beside, args=(session,), name=f"{self._thread.name}{BESIDE}")
+            self._helper = threading.Thread(
+                target=self._do_beside, args=(session,), name=f"{self._thread.name}{BESIDE}", daemon=True
+            )
         except Exception as error:
             self._call(self._ready_failed, error)
             return
@@ -137,5 +139,5 @@ class EngineSlot(Generic[Task, Outcome]):
 
 
 def is_busy_beside() -> bool:
-    """Whether a closed slot's helper is still at work; the interpreter would wait for it."""
+    """Whether a closed slot's helper is still at work, so that libraries must not be unloaded under it."""
     return any(thread.name.endswith(BESIDE) for thread in threading.enumerate())

@@ -115,6 +115,13 @@ class WarmUp:
         self._count_as_warm(shape)
         return bool(self._cold)
 
+    def inputs(self, shape: Shape) -> tuple[str, Mapping[str, NDArray[Any]]]:
+        """The graph of a shape and inputs of it: zeros, with full histories."""
+        if isinstance(shape, EncodeShape):
+            size = self._shapes.encode_sizes(shape.level, shape.users)
+            return ENCODE_USER, self._host.zeros(self._host.encode_signature, size)
+        return SCORE_CANDIDATES, self._host.zeros(self._host.score_signature, {"R": shape.requests, "C": shape.candidates})
+
     def close(self) -> None:
         """Run and prepare no more than is begun."""
         self._closed.set()
@@ -127,9 +134,11 @@ class WarmUp:
             if self._closed.is_set():
                 return []
             try:
-                session.prepare(*self._inputs(shape))
-            except DeviceError as error:
-                if error.is_lost:
+                session.prepare(*self.inputs(shape))
+            except Exception as error:
+                if self._closed.is_set():  # the engine may be, too
+                    return []
+                if not isinstance(error, DeviceError) or error.is_lost:
                     raise
                 failed.append(shape)
                 reason = error
@@ -141,7 +150,7 @@ class WarmUp:
 
     def _run(self, session: Session, shape: Shape) -> tuple[str, float]:
         """The graph, and how many seconds it ran."""
-        graph, inputs = self._inputs(shape)
+        graph, inputs = self.inputs(shape)
         started = time.perf_counter()
         session.run(graph, inputs)
         return graph, time.perf_counter() - started
@@ -149,9 +158,3 @@ class WarmUp:
     def _count_as_warm(self, shape: Shape) -> None:
         self._cold.pop(shape, None)
         self._warm.add(shape)
-
-    def _inputs(self, shape: Shape) -> tuple[str, Mapping[str, NDArray[Any]]]:
-        if isinstance(shape, EncodeShape):
-            size = self._shapes.encode_sizes(shape.level, shape.users)
-            return ENCODE_USER, self._host.zeros(self._host.encode_signature, size)
-        return SCORE_CANDIDATES, self._host.zeros(self._host.score_signature, {"R": shape.requests, "C": shape.candidates})

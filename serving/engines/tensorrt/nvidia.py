@@ -285,9 +285,9 @@ class NvidiaRuntime:
         return bytes(plan)
 
     @translated("refitting")
-    def refit(self, plan: bytes, graph: Path) -> bytes:
-        """The engine of `plan` with the weights of the typed graph in a file."""
-        engine = self._deserialized(plan, graph.name)
+    def refit(self, built: bytes, graph: Path) -> bytes:
+        """The engine of `built` with the weights of the typed graph in a file."""
+        engine = self._deserialized(built, graph.name)
         refitter = trt.Refitter(engine, self._logger)
         parser = trt.OnnxParserRefitter(refitter, self._logger)
         if not parser.refit_from_file(str(graph)):
@@ -297,7 +297,10 @@ class NvidiaRuntime:
             raise ArtifactError(f"{graph.name}: refitting lacks the weights {', '.join(refitter.get_missing_weights())}")
         serialized = engine.create_serialization_config()
         serialized.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
-        return bytes(engine.serialize_with_config(serialized))
+        plan = engine.serialize_with_config(serialized)
+        if plan is None:
+            raise ArtifactError(f"{graph.name}: TensorRT cannot write its refitted engine")
+        return bytes(plan)
 
     @translated("loading")
     def load(self, device: Device, plan: Path) -> TensorRtProgram:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from serving.core import slots
 from serving.core.slots import EngineSlot, is_busy_beside
 
-LIMIT_S = 60
+LIMIT_S, INDEX = 60, 987
 
 
 class OneSession:
@@ -47,7 +47,7 @@ def test_closing_finishes_what_was_submitted_and_leaves_the_helper_at_its_step(m
     async def close() -> None:
         loop = asyncio.get_running_loop()
         slot: EngineSlot[int, int] = EngineSlot(
-            OneSession(), loop, lambda _, task: 2 * task, lambda _, task, outcome: done.append((task, outcome)), 0
+            OneSession(), loop, lambda _, task: 2 * task, lambda _, task, outcome: done.append((task, outcome)), INDEX
         )
         await slot.start(lambda _: None, beside=compiles)
         assert await asyncio.to_thread(at_work.wait, LIMIT_S)
@@ -58,11 +58,10 @@ def test_closing_finishes_what_was_submitted_and_leaves_the_helper_at_its_step(m
     asyncio.run(close())
     assert done == [(0, 0), (1, 2), (2, 4)]
     assert is_busy_beside()
+    [helper] = [t for t in threading.enumerate() if t.name == f"engine-slot-{INDEX}{slots.BESIDE}"]
     compiled.set()
-    for thread in threading.enumerate():
-        if thread.name.endswith(slots.BESIDE):
-            thread.join(LIMIT_S)
-    assert not is_busy_beside()
+    helper.join(LIMIT_S)
+    assert not helper.is_alive()
 
 
 def test_closing_waits_for_the_helper_of_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,15 +93,23 @@ def test_closing_a_slot_that_was_never_started_returns() -> None:
 
 def test_a_stopped_process_does_not_wait_for_a_shape_that_is_being_compiled() -> None:
     program = """
-import argparse, asyncio, threading
+import argparse, atexit, sys, threading
+from model.config import ConfigError
 from serving.cli.process import run_until_stopped
 from serving.core.slots import BESIDE
 
+atexit.register(print, "libraries are unloaded")
+
 async def work():
-    threading.Thread(target=threading.Event().wait, name=f"engine-slot-0{BESIDE}").start()
+    threading.Thread(target=threading.Event().wait, name=f"engine-slot-0{BESIDE}", daemon=True).start()
     print("closed")
+    if sys.argv[1:]:
+        raise ConfigError(sys.argv[1])
 
 raise SystemExit(run_until_stopped(argparse.Namespace(log_level="info"), work))
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    assert (ended.returncode, ended.stdout) == (0, "closed\n"), ended.stderr
+    for mistake, status in ("", 0), ("port: taken", 2):
+        command = [sys.executable, "-c", program, *filter(None, [mistake])]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        assert (ended.returncode, ended.stdout) == (status, "closed\n"), ended.stderr
+        assert ended.stderr == (f"kunlun: {mistake}\n" if mistake else "")

@@ -206,5 +206,5 @@ def ignored(graph: str, flops: float, seconds: float) -> None:
 
 
 def _seen(warm_up: WarmUp, shape: EncodeShape | ScoreShape) -> tuple[str, tuple[tuple[int, ...], ...]]:
-    graph, inputs = warm_up._inputs(shape)
+    graph, inputs = warm_up.inputs(shape)
     return graph, tuple(np.shape(value) for value in inputs.values())

@@ -48,7 +48,7 @@ def test_a_shape_is_timed_in_the_bucket_whose_work_it_stands_for(warm_up: WarmUp
     host, shapes = HostFeatures(artifact), ShapeBuckets(artifact.schema, OPTIONS)
     events = [event.name for event in artifact.schema.events]
     for level, steps in enumerate(shapes.levels):
-        graph, inputs = warm_up._inputs(EncodeShape(level, 4))
+        graph, inputs = warm_up.inputs(EncodeShape(level, 4))
         assert graph == ENCODE_USER
         sizes = jagged_sizes(host.encode_signature, inputs, events)
         assert sizes == {"U": 4} | {f"N_{event}": 4 * count for event, count in steps.items()}
