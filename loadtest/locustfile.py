@@ -54,8 +54,7 @@ def on_init(environment: Environment, **_: Any) -> None:
     @environment.events.worker_report.add_listener
     def on_worker_report(client_id: str, data: dict[str, Any]) -> None:
         worker.measures.add(data[KEY])
-        if data[KEY]["faults"] and not worker.is_over:
-            worker.is_over = True
+        if data[KEY]["faults"]:
             worker.end_run()
 
     if isinstance(runner, WorkerRunner):
@@ -85,8 +84,7 @@ def on_init(environment: Environment, **_: Any) -> None:
     @environment.events.worker_report.add_listener
     def on_progress(**_: Any) -> None:
         most, ranks = worker.options.max_ranks, environment.stats.entries.get(("Rank", GRPC))
-        if most and ranks is not None and ranks.num_requests >= most and not worker.is_over:
-            worker.is_over = True
+        if most and ranks is not None and ranks.num_requests >= most:
             worker.end_run()
 
     found: dict[str, Any] = {}

@@ -53,13 +53,12 @@ class Worker:
         self._idle: list[Client] = []
         self.population: Population | None = None
         self.capacity: Capacity | None = None
-        self.is_over = self._is_ending = False
+        self.is_over = False
         self._threads = gevent.threadpool.ThreadPool(MOST_AT_ONCE)
 
     def clear(self) -> None:
         """Forget the run before."""
-        self.is_over = self._is_ending = False
-        self.number, self.population = 0, None
+        self.is_over, self.number, self.population = False, 0, None
         self.measures.clear()
 
     def begin(self) -> None:
@@ -86,17 +85,16 @@ class Worker:
 
     def fault(self, text: str) -> None:
         """End the run, and say why."""
-        self.is_over = True
         self.measures.faults[text] += 1
         if self.measures.faults[text] == 1:
             _LOG.error("%s", text)
         self.end_run()
 
     def end_run(self) -> None:
-        """At a master or in a single process; a worker's faults go to its master, which does."""
-        runner = self.environment.runner
-        if runner is not None and not isinstance(runner, WorkerRunner) and not self._is_ending:
-            self._is_ending = True
+        """Begin no more visits, and end the run at a master or in a single process; a worker's faults go to its master."""
+        runner, was_over = self.environment.runner, self.is_over
+        self.is_over = True
+        if runner is not None and not isinstance(runner, WorkerRunner) and not was_over:
             gevent.spawn(runner.quit if self.options.headless else runner.stop)
 
     @property
